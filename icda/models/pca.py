@@ -1,0 +1,70 @@
+"""PCA, prototype-based class alignment: one prototype per class, to which the pixels of both domains are pulled.
+
+Paper: ICDA, section 3.4; method section 6.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class PCA(nn.Module):
+    """Class prototypes in logit space, and the alignment loss against them (method section 6).
+
+    Attributes:
+        prototypes: Buffer (C, C) float32, row c the prototype of class c; zero until class c was seen.
+
+    Args:
+        num_classes: Classes C.
+        momentum: Share of the newest batch in a prototype, 0..1. Published: 0.9, that is, a prototype is
+            nine tenths the last batch in which its class occurred.
+        tau: Temperature that cosine similarities are divided by. Published: 50.
+        ignore_index: Label of pixels that feed no prototype.
+    """
+
+    prototypes: Tensor
+
+    def __init__(self, num_classes: int, momentum: float = 0.9, tau: float = 50.0, ignore_index: int = 255) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.tau = tau
+        self.ignore_index = ignore_index
+        self.register_buffer("prototypes", torch.zeros(num_classes, num_classes))
+
+    @torch.no_grad()
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Move the prototype of every class that occurs to the mean of its pixels' logits.
+
+        Args:
+            logits: (B, C, H, W) float, of the enhanced source image's night-like features.
+            labels: (B, h, w) int64 class ids or ``ignore_index``; brought to H x W by nearest neighbour.
+        """
+        if labels.shape[1:] != logits.shape[2:]:
+            labels = F.interpolate(labels[:, None].float(), logits.shape[2:], mode="nearest")[:, 0].long()
+        pixels = logits.float().permute(0, 2, 3, 1).flatten(0, 2)  # (B*H*W, C)
+        labels = labels.flatten()
+        # Ignored pixels are gathered in one row past the classes, which is then left out: no copy of the pixels.
+        num_classes = len(self.prototypes)
+        index = torch.where(labels == self.ignore_index, num_classes, labels)
+        sums = pixels.new_zeros(num_classes + 1, num_classes).index_add_(0, index, pixels)[:-1]
+        counts = torch.bincount(index, minlength=num_classes + 1)[:-1, None]
+        updated = self.momentum * sums / counts.clamp(min=1) + (1 - self.momentum) * self.prototypes
+        self.prototypes.copy_(torch.where(counts > 0, updated, self.prototypes))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """The alignment loss: cross entropy of similarities to the prototypes, against the logits' own argmax.
+
+        Every pixel counts, those without a label included; the prototypes take no gradient.
+
+        Args:
+            logits: (B, C, H, W) float.
+
+        Returns:
+            Scalar float32.
+        """
+        logits = logits.float()
+        directions = F.normalize(self.prototypes, dim=1)  # a zero prototype stays zero: similarity 0
+        similarity = F.conv2d(F.normalize(logits, dim=1), directions[:, :, None, None])  # (B, C, H, W)
+        return F.cross_entropy(similarity / self.tau, logits.argmax(1))

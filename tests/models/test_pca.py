@@ -1,0 +1,82 @@
+"""Prototypes and the alignment loss against values computed by hand and in a loop."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from icda.models import PCA
+
+
+def test_prototypes_after_two_updates_by_hand():
+    pca = PCA(2, momentum=0.9)
+    logits = torch.tensor([[[[1.0, 3.0]], [[0.0, 2.0]]]])  # pixels (1, 0) and (3, 2)
+    pca.update(logits, torch.tensor([[[0, 0]]]))
+    torch.testing.assert_close(pca.prototypes, torch.tensor([[1.8, 0.9], [0.0, 0.0]]))
+    pca.update(logits, torch.tensor([[[1, 0]]]))
+    torch.testing.assert_close(pca.prototypes, torch.tensor([[0.9 * 3 + 0.18, 0.9 * 2 + 0.09], [0.9, 0.0]]))
+
+
+def test_update_is_the_mean_over_labelled_pixels_of_the_whole_batch():
+    torch.manual_seed(0)
+    pca, logits, labels = PCA(4, momentum=1.0), torch.randn(3, 4, 6, 5), torch.randint(0, 3, (3, 6, 5))
+    labels[torch.rand(labels.shape) < 0.3] = 255
+    pca.update(logits, labels)
+    for c in range(3):
+        pixels = [logits[b, :, y, x] for b in range(3) for y in range(6) for x in range(5) if labels[b, y, x] == c]
+        torch.testing.assert_close(pca.prototypes[c], torch.stack(pixels).mean(0))
+    assert not pca.prototypes[3].any()  # absent
+
+
+def test_only_ignored_pixels_change_nothing():
+    pca = PCA(3)
+    pca.update(torch.randn(1, 3, 4, 4), torch.full((1, 4, 4), 255))
+    assert not pca.prototypes.any()
+
+
+def test_labels_of_another_size_are_brought_by_nearest_neighbour():
+    logits = torch.zeros(1, 2, 4, 4)
+    logits[..., 2:] = 1
+    pca = PCA(2, momentum=1.0)
+    pca.update(logits, torch.tensor([[[0, 1], [0, 1]]]))
+    torch.testing.assert_close(pca.prototypes, torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
+
+
+def test_loss_in_a_loop():
+    torch.manual_seed(1)
+    pca, logits = PCA(3, tau=0.5), torch.randn(2, 3, 2, 2)
+    pca.prototypes.copy_(torch.randn(3, 3))
+    total = 0.0
+    for b in range(2):
+        for y in range(2):
+            for x in range(2):
+                pixel = logits[b, :, y, x]
+                similarity = [
+                    torch.dot(pixel, p).item() / (pixel.norm() * p.norm()).item() / 0.5 for p in pca.prototypes
+                ]
+                label = pixel.argmax().item()
+                total -= similarity[label] - math.log(sum(math.exp(s) for s in similarity))
+    assert pca(logits).item() == pytest.approx(total / 8, rel=1e-5)
+
+
+def test_loss_without_prototypes_is_that_of_a_blind_guess():
+    assert PCA(19)(torch.randn(1, 19, 3, 3)).item() == pytest.approx(math.log(19), rel=1e-6)
+
+
+def test_gradient_reaches_logits_and_not_prototypes():
+    pca, logits = PCA(3), torch.randn(1, 3, 4, 4, requires_grad=True)
+    pca.update(logits, torch.randint(0, 3, (1, 4, 4)))
+    pca(logits).backward()
+    assert logits.grad.abs().sum() > 0
+    assert not pca.prototypes.requires_grad
+
+
+def test_prototypes_are_saved_and_move_with_the_module():
+    pca = PCA(3)
+    pca.update(torch.randn(1, 3, 4, 4), torch.randint(0, 3, (1, 4, 4)))
+    copy = PCA(3)
+    copy.load_state_dict(pca.state_dict())
+    torch.testing.assert_close(copy.prototypes, pca.prototypes)
+    assert pca.to("meta").prototypes.device.type == "meta"

@@ -1,0 +1,1 @@
+"""Figures of the published implementation, and the recipe of the tensors that they were made from."""
