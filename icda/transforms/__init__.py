@@ -1,0 +1,20 @@
+"""Transforms of the method, usable in any albumentations pipeline."""
+
+from icda.transforms.cem import ILLUMINATIONS, build_cem
+from icda.transforms.illumination import StyleIllumination, TranslatedIllumination
+from icda.transforms.lift import LiftIllumination
+from icda.transforms.relight import RelightIllumination
+from icda.transforms.seeding import reseed
+from icda.transforms.spatial import WARPS, SpatialCEM
+
+__all__ = [
+    "ILLUMINATIONS",
+    "WARPS",
+    "LiftIllumination",
+    "RelightIllumination",
+    "SpatialCEM",
+    "StyleIllumination",
+    "TranslatedIllumination",
+    "build_cem",
+    "reseed",
+]
