@@ -1,0 +1,5 @@
+"""Demo data: small drawn streets by day and by night, on disk in the layouts of Cityscapes and Dark Zurich."""
+
+from icda.data.demo.writer import DemoCounts, make_demo
+
+__all__ = ["DemoCounts", "make_demo"]
