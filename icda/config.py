@@ -1,0 +1,285 @@
+"""The types behind the configuration groups; their values and meaning stand in ``conf/``.
+
+Every composed configuration passes through ``validate`` before anything is built, so that a wrong type or a value
+out of range ends in one line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from icda.errors import UserError
+from icda.transforms import ILLUMINATIONS, WARPS
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """``model.encoder``; see ``conf/model``."""
+
+    name: str
+    weights: str
+    drop_path_rate: float | None
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """``model.head``: arguments of ``DAFormerHead``."""
+
+    channels: int
+    dilations: list[int]
+    dropout: float
+
+
+@dataclass(frozen=True)
+class DARConfig:
+    """``model.dar``: arguments of ``DAR``."""
+
+    heads: list[int]
+    offset_kernels: list[int]
+    window: int
+    mlp_ratio: int
+    drop_path: float
+    offset_range: float
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The ``model`` group."""
+
+    encoder: EncoderConfig
+    head: HeadConfig
+    dar: DARConfig
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The ``loss`` group: one weight per term, 0 for off, and the terms' settings."""
+
+    source: float
+    feature_distance: float
+    enhanced: float
+    reference: float
+    pca_source: float
+    pca_target: float
+    mix: float
+    feature_distance_min_share: float
+    pca_momentum: float
+    pca_tau: float
+    pseudo_label_threshold: float
+    pseudo_label_with_dar: bool
+    reference_probability: float
+    mix_jitter_probability: float
+    mix_jitter_strength: float
+    mix_blur_probability: float
+
+    @property
+    def needs_dar_source(self) -> bool:
+        """Whether the source pair goes through DAR; the prototypes are learnt there."""
+        return bool(self.reference or self.needs_pca)
+
+    @property
+    def needs_pca(self) -> bool:
+        """Whether there are prototypes."""
+        return bool(self.pca_source or self.pca_target)
+
+    @property
+    def needs_enhanced(self) -> bool:
+        """Whether CEM has to make the enhanced twin of the source."""
+        return bool(self.enhanced or self.needs_dar_source)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether there are pseudo labels."""
+        return bool(self.mix)
+
+    @property
+    def needs_dar(self) -> bool:
+        """Whether the model has a DAR."""
+        return self.needs_dar_source or (self.needs_teacher and self.pseudo_label_with_dar)
+
+    @property
+    def needs_target(self) -> bool:
+        """Whether night images are read in training."""
+        return bool(self.needs_teacher or self.pca_target)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether day references are read or made in training."""
+        with_teacher = self.pseudo_label_with_dar or self.reference_probability > 0
+        return bool(self.pca_target or (self.needs_teacher and with_teacher))
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The ``schedule`` group: length of the run, optimiser, batch."""
+
+    max_steps: int
+    warmup_steps: int
+    batch_size: int
+    lr: float
+    encoder_lr_factor: float
+    dar_lr_factor: float
+    weight_decay: float
+    teacher_momentum: float
+    val_every: int
+    save_every: int
+    log_every: int
+
+
+@dataclass(frozen=True)
+class CemConfig:
+    """The ``cem`` group: how the enhanced twin of a source image is made."""
+
+    illumination: str
+    spatial: bool
+    warps: list[str]
+    interpolation: str
+    jitter: float
+    blur_probability: float
+    style_strength: list[float]
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """``dataset.sampling``: crops, and which source images are drawn."""
+
+    crop: list[int]
+    max_class_share: float
+    rare_classes: bool
+    temperature: float
+    min_pixels: int
+    min_crop_pixels: int
+    tries: int
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """The ``dataset`` group: which data sets play which part."""
+
+    name: str
+    prepare: Any
+    source: Any
+    target: Any
+    val: Any
+    reference: str
+    sampling: SamplingConfig
+    pseudo_label_border: list[int]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What ``scripts/train.py`` composes."""
+
+    dataset: DatasetConfig
+    model: ModelConfig
+    loss: LossConfig
+    schedule: ScheduleConfig
+    cem: CemConfig
+    seed: int
+    data_dir: str
+    device: str
+    workers: int
+    resume: str | None
+    panels: int
+    progress: bool
+
+
+# (key, check, what is expected), for what a type cannot say.
+_CHECKS = (
+    ("device", lambda v: v in ("auto", "cpu", "cuda") or v.startswith("cuda:"), "auto, cpu or cuda"),
+    ("seed", lambda v: v >= 0, "0 or more"),
+    ("workers", lambda v: v >= 0, "0 or more"),
+    ("schedule.max_steps", lambda v: v >= 1, "1 or more"),
+    ("schedule.batch_size", lambda v: v >= 1, "1 or more"),
+    ("schedule.val_every", lambda v: v >= 1, "1 or more"),
+    ("schedule.save_every", lambda v: v >= 1, "1 or more"),
+    ("schedule.log_every", lambda v: v >= 1, "1 or more"),
+    ("schedule.warmup_steps", lambda v: v >= 0, "0 or more"),
+    ("schedule.lr", lambda v: v > 0, "above 0"),
+    ("loss.source", lambda v: v > 0, "above 0: the prototypes and the mix rest on a trained source branch"),
+    ("loss.pca_tau", lambda v: v > 0, "above 0"),
+    ("loss.pca_momentum", lambda v: 0 < v <= 1, "above 0 and at most 1"),
+    ("schedule.teacher_momentum", lambda v: 0 <= v < 1, "from 0 to below 1"),
+    ("loss.pseudo_label_threshold", lambda v: 0 <= v <= 1, "from 0 to 1"),
+    ("loss.reference_probability", lambda v: 0 <= v <= 1, "from 0 to 1"),
+    ("cem.illumination", lambda v: v in ILLUMINATIONS, f"one of {', '.join(ILLUMINATIONS)}"),
+    ("cem.warps", lambda v: set(v) <= set(WARPS) and v, f"some of {', '.join(WARPS)}"),
+    ("cem.interpolation", lambda v: v in ("nearest", "bilinear"), "nearest or bilinear"),
+    ("dataset.reference", lambda v: v in ("pairs", "enhanced"), "pairs or enhanced"),
+    ("dataset.sampling.crop", lambda v: len(v) == 2 and min(v) >= 32, "[height, width], each 32 or more"),
+    ("dataset.pseudo_label_border", lambda v: len(v) == 2 and min(v) >= 0, "[rows at the top, rows at the bottom]"),
+    ("model.encoder.name", lambda v: bool(v), "the name of a timm model"),
+)
+
+
+def build_group(kind: Any, node: Any, path: str) -> Any:
+    """A node of a configuration as an instance of a dataclass, checked key by key.
+
+    Args:
+        kind: The dataclass, or the type of a plain value.
+        node: Resolved settings.
+        path: Dotted name of the node, for messages; empty for the whole configuration.
+
+    Raises:
+        UserError: If a key is unknown or missing, or a value has the wrong type.
+    """
+    if not is_dataclass(kind):
+        return _convert(kind, node, path)
+    if not isinstance(node, DictConfig):
+        raise UserError(
+            f"{path}={node} is not a group of settings; expected {', '.join(f.name for f in fields(kind))}"
+        )
+    hints = get_type_hints(kind)
+    prefix = f"{path}." if path else ""
+    unknown = sorted(set(map(str, node)) - set(hints))
+    if unknown:
+        raise UserError(
+            f"{prefix}{unknown[0]} is not a setting; {path or 'the configuration'} has {', '.join(hints)}"
+        )
+    missing = sorted(set(hints) - set(map(str, node)))
+    if missing:
+        raise UserError(f"{prefix}{missing[0]} is missing from the configuration; see conf/ for what it means")
+    return kind(**{name: build_group(hint, node[name], prefix + name) for name, hint in hints.items()})
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    """A plain value of the type that a hint names; an integer will do for a float, a number for a name."""
+    if hint is Any:
+        return value
+    inner = get_args(hint)
+    if type(None) in inner:
+        return None if value is None else _convert(inner[0], value, path)
+    if get_origin(hint) is list:
+        if not isinstance(value, ListConfig):
+            raise UserError(f"{path}={value} has the wrong type; expected a list such as [1, 2]")
+        return [_convert(inner[0], v, f"{path}[{i}]") for i, v in enumerate(value)]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if (hint is float and is_number) or (hint is str and is_number):
+        return hint(value)
+    if not isinstance(value, hint) or (hint is int and not is_number):
+        raise UserError(f"{path}={value} has the wrong type; expected {hint.__name__}")
+    return value
+
+
+def validate(cfg: DictConfig) -> TrainConfig:
+    """The composed configuration as typed objects.
+
+    Args:
+        cfg: What Hydra composed from ``conf/train.yaml``.
+
+    Raises:
+        UserError: If a key is unknown or missing, a value has the wrong type or is out of range, or an interpolation
+            cannot be resolved.
+    """
+    resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    config = build_group(TrainConfig, resolved, "")
+    for key, check, expected in _CHECKS:
+        value = config
+        for part in key.split("."):
+            value = getattr(value, part)
+        if not check(value):
+            raise UserError(f"{key}={value} is out of range; expected {expected}")
+    return config

@@ -1,0 +1,164 @@
+"""DACS: pastes half of the source's classes onto the target and augments the mix (method section 7.8).
+
+Paper: "DACS: Domain Adaptation via Cross-domain Mixed Sampling", https://arxiv.org/abs/2007.08702.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+
+_ADJUST = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
+
+
+@dataclass(frozen=True)
+class PseudoLabel:
+    """What the teacher says of a batch of target images.
+
+    Attributes:
+        labels: (B, H, W) int64 class ids.
+        weight: (B, H, W) float, 0..1: how much a pixel counts.
+        share: Scalar float: share of the batch's pixels above the threshold.
+        confidence: (B, H, W) float, 0..1: probability of the label.
+    """
+
+    labels: Tensor
+    weight: Tensor
+    share: Tensor
+    confidence: Tensor
+
+
+def pseudo_label(logits: Tensor, threshold: float, border: tuple[int, int]) -> PseudoLabel:
+    """Labels, and one weight for the whole batch: the share of its confident pixels (method section 7.7).
+
+    Args:
+        logits: The teacher's, (B, C, H, W) float at full resolution.
+        threshold: Probability from which a pixel is confident.
+        border: Rows at the top and at the bottom that weigh 0; they count in the share all the same.
+    """
+    confidence, labels = logits.float().softmax(1).max(1)
+    share = (confidence >= threshold).float().mean()
+    weight = share.expand_as(confidence).clone()
+    top, bottom = border
+    weight[:, :top] = 0
+    weight[:, weight.shape[1] - bottom :] = 0
+    return PseudoLabel(labels, weight, share, confidence)
+
+
+@dataclass(frozen=True)
+class DacsDraws:
+    """Everything random in one mix.
+
+    Attributes:
+        classes: Ids that are pasted, the ignored one possibly among them.
+        jitter: Per image the order and the factors (brightness, contrast, saturation, hue), or None for no jitter.
+        blur: Per image the standard deviation of the blur in pixels, or None for no blur.
+    """
+
+    classes: tuple[int, ...]
+    jitter: tuple[tuple[tuple[int, ...], tuple[float, ...]], ...] | None = None
+    blur: tuple[float, ...] | None = None
+
+
+def draw_dacs(
+    generator: np.random.Generator,
+    labels: Tensor,
+    jitter_probability: float = 0.8,
+    jitter_strength: float = 0.2,
+    blur_probability: float = 0.5,
+    blur_sigma: tuple[float, float] = (0.15, 1.15),
+) -> DacsDraws:
+    """Draw one mix: classes once for the batch, strengths for each image.
+
+    Args:
+        generator: Source of randomness.
+        labels: The source batch's labels (B, H, W) int64; of its n ids, the ignored one included, ceil(n / 2) are
+            drawn.
+        jitter_probability: Probability that the batch is jittered.
+        jitter_strength: Range of the factors: 1 - s .. 1 + s, and -s .. s for the hue (in turns).
+        blur_probability: Probability that the batch is blurred.
+        blur_sigma: Range of the standard deviation in pixels.
+    """
+    present = labels.unique().cpu().numpy()
+    classes = generator.choice(present, math.ceil(len(present) / 2), replace=False)
+    jitter = blur = None
+    if generator.random() < jitter_probability:
+        low = np.array([1 - jitter_strength] * 3 + [-jitter_strength])
+        jitter = tuple(
+            (
+                tuple(generator.permutation(4).tolist()),
+                tuple((low + 2 * jitter_strength * generator.random(4)).tolist()),
+            )
+            for _ in labels
+        )
+    if generator.random() < blur_probability:
+        blur = tuple(generator.uniform(*blur_sigma, size=len(labels)).tolist())
+    return DacsDraws(tuple(int(c) for c in classes), jitter, blur)
+
+
+def blur_kernel(side: int) -> int:
+    """Side of the blur's kernel along an axis: the largest odd number not above ceil(side / 10)."""
+    most = math.ceil(side / 10)
+    return most if most % 2 else max(most - 1, 1)
+
+
+def augment(image: Tensor, mean: Tensor, std: Tensor, draws: DacsDraws) -> Tensor:
+    """Jitter de-normalised values, clamped to 0..1, and blur the normalised image.
+
+    Args:
+        image: (B, 3, H, W) float, normalised.
+        mean: (3,) of the normalisation.
+        std: (3,) of the normalisation.
+        draws: What was drawn; one entry of ``jitter`` and ``blur`` per image.
+    """
+    mean, std = mean[:, None, None], std[:, None, None]
+    out = []
+    for i, x in enumerate(image):
+        if draws.jitter is not None:
+            x = (x * std + mean).clamp(0, 1)
+            order, factors = draws.jitter[i]
+            for k in order:
+                x = _ADJUST[k](x, factors[k])
+            x = (x.clamp(0, 1) - mean) / std
+        if draws.blur is not None:
+            kernel = [blur_kernel(side) for side in (x.shape[2], x.shape[1])]  # torchvision's order: x, then y
+            x = TF.gaussian_blur(x, kernel, [draws.blur[i]] * 2)
+        out.append(x)
+    return torch.stack(out)
+
+
+def mix(
+    source: Tensor,
+    source_labels: Tensor,
+    target: Tensor,
+    pseudo: PseudoLabel,
+    draws: DacsDraws,
+    mean: Tensor,
+    std: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Paste the drawn classes of the source over the target image, its labels and its weights, then augment.
+
+    Args:
+        source: Plain source images (B, 3, H, W) float, normalised.
+        source_labels: (B, H, W) int64.
+        target: Target images (B, 3, H, W) float, normalised.
+        pseudo: The teacher's labels and weights.
+        draws: Classes and strengths.
+        mean: (3,) of the normalisation.
+        std: (3,) of the normalisation.
+
+    Returns:
+        Mixed images (B, 3, H, W) float, labels (B, H, W) int64, weights (B, H, W) float.
+    """
+    pasted = torch.isin(source_labels, torch.as_tensor(draws.classes, device=source_labels.device))
+    image = torch.where(pasted[:, None], source, target)
+    labels = torch.where(pasted, source_labels, pseudo.labels)
+    weight = torch.where(pasted, 1.0, pseudo.weight)
+    if draws.jitter is not None or draws.blur is not None:
+        image = augment(image, mean, std, draws)
+    return image, labels, weight

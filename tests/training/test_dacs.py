@@ -1,0 +1,106 @@
+"""Pseudo labels and the mix: shares, borders, what is pasted, what is drawn, and the augmentation."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as TF
+
+from icda.training.dacs import DacsDraws, augment, blur_kernel, draw_dacs, mix, pseudo_label
+
+MEAN, STD = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3])
+
+
+def test_one_weight_for_the_batch_is_the_share_of_confident_pixels():
+    logits = torch.zeros(2, 2, 4, 4)
+    logits[0, 1, :, :2] = 10  # 8 of 32 pixels are sure
+    pseudo = pseudo_label(logits, 0.968, (1, 1))
+    assert pseudo.share.item() == 8 / 32  # rows at the border included
+    assert pseudo.weight[:, 1:-1].unique().tolist() == [8 / 32]
+    assert not pseudo.weight[:, [0, -1]].any()
+    assert pseudo.labels[0, :, :2].unique().tolist() == [1]
+    assert pseudo.confidence[1, 0, 0].item() == 0.5
+
+
+def test_no_border():
+    assert pseudo_label(torch.zeros(1, 2, 4, 4), 0.5, (0, 0)).weight.min() == 1
+
+
+def test_half_of_the_ids_rounded_up_the_ignored_one_among_them():
+    labels = torch.tensor([[[0, 1, 2, 2]], [[255, 7, 7, 7]]])
+    seen = Counter()
+    for seed in range(300):
+        classes = draw_dacs(np.random.default_rng(seed), labels).classes
+        assert len(classes) == len(set(classes)) == 3
+        seen.update(classes)
+    assert set(seen) == {0, 1, 2, 7, 255}
+    assert all(abs(n / 300 - 3 / 5) < 0.12 for n in seen.values())
+
+
+def test_probabilities_and_ranges_of_the_draws():
+    labels = torch.zeros(2, 4, 4, dtype=torch.long)
+    draws = [draw_dacs(np.random.default_rng(seed), labels) for seed in range(1000)]
+    jitter = [d.jitter for d in draws if d.jitter is not None]
+    blur = [d.blur for d in draws if d.blur is not None]
+    assert len(jitter) / 1000 == pytest.approx(0.8, abs=0.05) and len(blur) / 1000 == pytest.approx(0.5, abs=0.06)
+    factors = np.array([f for image in jitter for _, f in image])
+    assert np.allclose(factors.min(0), [0.8, 0.8, 0.8, -0.2], atol=0.01)
+    assert np.allclose(factors.max(0), [1.2, 1.2, 1.2, 0.2], atol=0.01)
+    assert all(len({f for _, f in image}) == 2 for image in jitter)  # strengths differ from image to image
+    sigmas = np.array(blur)
+    assert 0.15 <= sigmas.min() < 0.17 and 1.13 < sigmas.max() <= 1.15
+
+
+def test_pasted_pixels_come_from_the_source_with_weight_one():
+    torch.manual_seed(0)
+    source, target = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
+    labels = torch.randint(0, 4, (2, 8, 8))
+    pseudo = pseudo_label(torch.randn(2, 4, 8, 8), 0.5, (1, 1))
+    image, mixed, weight = mix(source, labels, target, pseudo, DacsDraws((1, 3)), MEAN, STD)
+    for b in range(2):
+        for y in range(8):
+            for x in range(8):
+                pasted = labels[b, y, x].item() in (1, 3)
+                assert torch.equal(image[b, :, y, x], (source if pasted else target)[b, :, y, x])
+                assert mixed[b, y, x] == (labels if pasted else pseudo.labels)[b, y, x]
+                assert weight[b, y, x] == (1 if pasted else pseudo.weight[b, y, x])
+
+
+@pytest.mark.parametrize(("side", "kernel"), [(512, 51), (530, 53), (540, 53), (960, 95), (128, 13), (20, 1), (5, 1)])
+def test_kernel_is_the_largest_odd_number_not_above_a_tenth_rounded_up(side, kernel):
+    assert blur_kernel(side) == kernel
+    assert kernel % 2 == 1 and kernel <= math.ceil(side / 10) < kernel + 2
+
+
+def test_jitter_works_on_denormalised_values():
+    values = torch.rand(1, 3, 6, 6) * 0.4
+    normalised = (values - MEAN[:, None, None]) / STD[:, None, None]
+    draws = DacsDraws((), jitter=(((0, 1, 2, 3), (1.1, 0.9, 1.2, 0.1)),))
+    out = augment(normalised, MEAN, STD, draws) * STD[:, None, None] + MEAN[:, None, None]
+    expected = TF.adjust_saturation(TF.adjust_contrast(TF.adjust_brightness(values, 1.1), 0.9), 1.2)
+    torch.testing.assert_close(out[0], TF.adjust_hue(expected, 0.1)[0], atol=1e-5, rtol=0)
+
+
+def test_neutral_jitter_changes_nothing_and_values_stay_in_range():
+    values = torch.rand(2, 3, 6, 6)
+    normalised = (values - MEAN[:, None, None]) / STD[:, None, None]
+    neutral = ((0, 1, 2, 3), (1.0, 1.0, 1.0, 0.0))
+    torch.testing.assert_close(
+        augment(normalised, MEAN, STD, DacsDraws((), (neutral,) * 2)), normalised, atol=1e-5, rtol=0
+    )
+    strong = ((0, 1, 2, 3), (1.2, 1.2, 1.2, 0.2))
+    out = augment(normalised, MEAN, STD, DacsDraws((), (strong,) * 2)) * STD[:, None, None] + MEAN[:, None, None]
+    assert out.min() >= -1e-6 and out.max() <= 1 + 1e-6
+
+
+def test_blur_spreads_by_its_standard_deviation():
+    image = torch.zeros(1, 3, 200, 200)
+    image[:, :, 100, 100] = 1
+    out = augment(image, torch.zeros(3), torch.ones(3), DacsDraws((), blur=(1.1,)))[0, 0]
+    positions = torch.arange(200) - 100.0
+    assert (out.sum(0) * positions**2).sum().sqrt().item() == pytest.approx(1.1, rel=0.01)
+    assert out.sum().item() == pytest.approx(1)
