@@ -244,8 +244,10 @@ class DAR(nn.Module):
 
     Reads maps 1 and 2 of both images and adds what it finds to the night maps 2 and 3; maps 0 and 1 pass through.
     Weights start as the encoder's do (linear: truncated normal 0.02; convolution: normal sqrt(2 / fan_out per
-    group); biases 0), except the last convolution of the offsets: truncated normal 0.02, so that sampling starts
-    near the cell centres instead of at saturated offsets.
+    group); biases 0), but for three things, chosen so that DAR starts close to the identity, and the head, which
+    sees plain and enriched maps in turn, finds the same statistics in both: the last convolution of the offsets is
+    truncated normal 0.02 (sampling starts near the cell centres), the layers that write to the night map start at 0,
+    and the norm of the projection, which is added to the night map as it is, at 0.1.
 
     Args:
         widths: Widths of the encoder's four maps.
@@ -287,6 +289,10 @@ class DAR(nn.Module):
         self.apply(self._init_weights)
         for stage in self.stages:
             trunc_normal_(stage.layers[1].attention.offset_head[-1].weight, std=0.02)
+            nn.init.constant_(stage.project[1].weight, 0.1)
+            for layer in stage.layers:
+                nn.init.zeros_(layer.attention.out.weight)
+                nn.init.zeros_(layer.mlp[-1].weight)
 
     @staticmethod
     def _init_weights(module: nn.Module) -> None:

@@ -18,6 +18,14 @@ def maps(height: int, width: int, widths=WIDTHS, batch: int = 2) -> list[torch.T
     return [torch.randn(batch, w, -(-height // 2**i), -(-width // 2**i)) for i, w in enumerate(widths)]
 
 
+def trained(dar: DAR) -> DAR:
+    """A DAR whose weights are no longer the special ones that it starts with."""
+    with torch.no_grad():
+        for p in dar.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    return dar
+
+
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (8, 60), (135, 240)])
 def test_any_size_keeps_shapes_and_the_first_two_maps(size):
     night, day = maps(*size), maps(*size)
@@ -33,7 +41,7 @@ def test_encoders_that_round_odd_sides_down():
 
 
 def test_the_day_map_matters():
-    dar, night, day = DAR(WIDTHS).eval(), maps(32, 32), maps(32, 32)
+    dar, night, day = trained(DAR(WIDTHS)).eval(), maps(32, 32), maps(32, 32)
     assert not torch.allclose(dar(night, day)[3], dar(night, night)[3])
 
 
@@ -64,7 +72,7 @@ def test_widths_of_other_encoders(name):
 
 
 def test_every_parameter_gets_a_gradient():
-    dar = DAR(WIDTHS)
+    dar = trained(DAR(WIDTHS))
     sum(m.sum() for m in dar(maps(32, 32), maps(32, 32))[2:]).backward()
     assert [n for n, p in dar.named_parameters() if p.grad is None or not p.grad.any()] == []
 
@@ -82,6 +90,17 @@ def test_initialisation_changes_what_torch_chose():
     assert attention.joint.weight.std().item() == pytest.approx((2 / (9 * 320)) ** 0.5, rel=0.05)
     assert attention.offset_head[-1].weight.std().item() == pytest.approx(0.02, rel=0.3)
     assert attention.q.bias.abs().max() == 0
+
+
+def test_starts_close_to_the_identity_and_leaves_it():
+    night, day, dar = maps(32, 32), maps(32, 32), DAR(WIDTHS)
+    fused = dar.eval()(night, day)
+    for i in (2, 3):
+        assert 0 < (fused[i] - night[i]).norm() < 0.15 * night[i].norm()
+    sum(m.square().sum() for m in fused).backward()
+    for stage in dar.stages:
+        for layer in stage.layers:
+            assert layer.attention.out.weight.grad.any() and layer.mlp[-1].weight.grad.any()
 
 
 class NoOffsets(DeformableAttention):
