@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from icda.data import demo
 from icda.data.classes import CITYSCAPES
+from icda.data.demo import writer as demo
 from icda.data.demo.writer import DemoCounts, make_demo
 from icda.errors import UserError
 
