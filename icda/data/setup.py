@@ -1,0 +1,140 @@
+"""From the ``dataset`` and ``cem`` groups of a configuration to open data sets and the training stream."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import albumentations as A
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from icda.config import CemConfig, TrainConfig
+from icda.data.base import SegmentationDataset
+from icda.data.rare_class import STATS_FILE, RareClassSampler, class_statistics, read_statistics
+from icda.data.stream import PairStream
+from icda.errors import UserError
+from icda.transforms import LiftIllumination, build_cem
+
+log = logging.getLogger(__name__)
+
+
+def open_part(node: Any, **changes: Any) -> Any:
+    """Make what a configuration node with ``_target_`` describes.
+
+    Args:
+        node: Constructor arguments, resolved.
+        **changes: Arguments that replace the node's.
+
+    Raises:
+        UserError: If an argument is unknown or refused.
+    """
+    node = OmegaConf.create(node)
+    try:
+        return instantiate(node, **changes, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        if isinstance(cause, TypeError):
+            raise UserError(f"{node.get('_target_')}: {cause}; see conf/dataset for its settings") from None
+        raise
+
+
+@dataclass(frozen=True)
+class OpenDatasets:
+    """The data sets of a run; ``target`` is None where nothing needs it."""
+
+    source: SegmentationDataset
+    target: SegmentationDataset | None
+    val: SegmentationDataset
+
+
+def open_datasets(config: TrainConfig) -> OpenDatasets:
+    """Open all data sets of a run, so that what is wrong with them is said before anything else is done.
+
+    Raises:
+        UserError: If one is missing, incomplete or empty, or their classes differ.
+    """
+    dataset, loss, cem = config.dataset, config.loss, config.cem
+    if dataset.prepare is not None:
+        open_part(dataset.prepare)
+    translated = loss.needs_enhanced and cem.illumination == "translated"
+    no_translations = {"translations": None} if "translations" in dataset.source and not translated else {}
+    if translated and not dataset.source.get("translations"):
+        raise UserError(
+            "cem.illumination=translated reads day-to-night translations, but dataset.source.translations names no "
+            "folder; give +dataset.source.translations=/path/CycleGANCityscapes, or choose cem=style"
+        )
+    source = open_part(dataset.source, **no_translations)
+    styled = loss.needs_enhanced and cem.illumination == "style"
+    target = open_part(dataset.target) if loss.needs_target or styled else None
+    val = open_part(dataset.val)
+    for other in filter(None, (target, val)):
+        if other.classes != source.classes:
+            raise UserError(
+                f"{source.name} has the classes of {source.classes.name}, {other.name} those of "
+                f"{other.classes.name}; source, target and val need the same"
+            )
+    return OpenDatasets(source, target, val)
+
+
+def training_stream(config: TrainConfig, datasets: OpenDatasets, mean: list[float], std: list[float]) -> PairStream:
+    """The samples of a run.
+
+    Args:
+        config: The run's configuration.
+        datasets: Its open data sets.
+        mean: (3,) of the encoder's normalisation.
+        std: (3,) of the encoder's normalisation.
+    """
+    loss, sampling, ignore_index = config.loss, config.dataset.sampling, datasets.source.classes.ignore_index
+    rare_classes = None
+    if sampling.rare_classes:
+        source = datasets.source
+        if (source.root / STATS_FILE).is_file():
+            statistics = read_statistics(source, source.root)
+        else:
+            statistics = class_statistics(source, workers=config.workers, progress=config.progress)
+        rare_classes = RareClassSampler(
+            statistics, len(source.classes), temperature=sampling.temperature, min_pixels=sampling.min_pixels
+        )
+    lifted = loss.needs_reference and config.dataset.reference == "enhanced"
+    return PairStream(
+        datasets.source,
+        datasets.target,
+        sampling,
+        mean,
+        std,
+        length=config.schedule.max_steps * config.schedule.batch_size,
+        seed=config.seed,
+        cem=cem_pipeline(config.cem, mean, std, ignore_index) if loss.needs_enhanced else None,
+        lift=A.Compose([LiftIllumination(p=1.0)]) if lifted else None,
+        with_reference=loss.needs_reference,
+        rare_classes=rare_classes,
+    )
+
+
+def cem_pipeline(cem: CemConfig, mean: list[float], std: list[float], ignore_index: int) -> A.Compose:
+    """CEM as the ``cem`` group describes it (method section 2).
+
+    Args:
+        cem: The group.
+        mean: (3,) of the encoder's normalisation.
+        std: (3,) of the encoder's normalisation.
+        ignore_index: Label of pixels that a warp brings in from outside.
+    """
+    return build_cem(
+        cem.illumination,
+        mean,
+        std,
+        fill_mask=ignore_index,
+        spatial={"warps": cem.warps, "interpolation": cem.interpolation} if cem.spatial else False,
+        illumination_options={"strength": cem.style_strength} if cem.illumination == "style" else None,
+        brightness=cem.jitter,
+        contrast=cem.jitter,
+        saturation=cem.jitter,
+        blur_p=cem.blur_probability,
+    )

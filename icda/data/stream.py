@@ -1,0 +1,178 @@
+"""The training samples: an endless stream of source and target pairs, each a function of the seed and its position.
+
+No sample depends on the ones before it, on the number of workers or on anything drawn elsewhere, so a run that is
+stopped at a step goes on with the sample that would have come next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import albumentations as A
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from icda.config import SamplingConfig
+from icda.data.base import SegmentationDataset
+from icda.data.rare_class import RareClassSampler
+from icda.errors import UserError
+from icda.transforms import reseed
+
+_SOURCE, _TARGET, _CEM, _LIFT = range(4)  # keys that keep a sample's generators apart
+
+
+def normalize(image: np.ndarray, mean: np.ndarray, std: np.ndarray) -> Tensor:
+    """An RGB image (H, W, 3) uint8 as a normalised tensor (3, H, W) float32."""
+    scaled = (image.astype(np.float32) / 255 - mean) / std
+    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1), dtype=np.float32))
+
+
+def largest_share(label: np.ndarray, ignore_index: int) -> float:
+    """Share of the most frequent class among a label map's (H, W) uint8 labelled pixels; 1 if none is labelled."""
+    counts = np.bincount(label.ravel(), minlength=ignore_index + 1)
+    counts[ignore_index] = 0
+    return counts.max() / counts.sum() if counts.any() else 1.0
+
+
+class PairStream(Dataset):
+    """Sample i of a training run: a source pair (S, E) and a target pair (R, T), method section 8.
+
+    Args:
+        source: Labelled day images.
+        target: Night images, or None where neither a term nor CEM needs them.
+        sampling: Crop size, rules for crops and for rare classes.
+        mean: (3,) of the encoder's normalisation, for images scaled to 0..1.
+        std: (3,) of the encoder's normalisation.
+        length: Samples in the run.
+        seed: Seed of the run.
+        cem: Makes E from S (call with ``image``, ``mask`` and what its illumination needs), or None.
+        lift: Makes R from T where the target has no references, or None to read them.
+        with_reference: Whether R is wanted at all.
+        rare_classes: Draws source images by class, or None to draw all alike.
+    """
+
+    def __init__(
+        self,
+        source: SegmentationDataset,
+        target: SegmentationDataset | None,
+        sampling: SamplingConfig,
+        mean: Sequence[float],
+        std: Sequence[float],
+        length: int,
+        seed: int,
+        *,
+        cem: A.Compose | None = None,
+        lift: A.Compose | None = None,
+        with_reference: bool = False,
+        rare_classes: RareClassSampler | None = None,
+    ) -> None:
+        self.source = source
+        self.target = target
+        self.sampling = sampling
+        self.mean = np.asarray(mean, np.float32)
+        self.std = np.asarray(std, np.float32)
+        self.length = length
+        self.seed = seed
+        self.cem = cem
+        self.lift = lift
+        self.with_reference = with_reference
+        self.rare_classes = rare_classes
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        """The sample at a position of the run.
+
+        Returns:
+            ``source``, ``enhanced``, ``reference``, ``target`` (3, H, W) float32, normalised; ``source_label``,
+            ``enhanced_label`` (H, W) int64; only those that are wanted.
+        """
+        sample: dict[str, Tensor] = {}
+        night = None
+        if self.target is not None:
+            night = self._target_pair(position, sample)
+        self._source_pair(position, night, sample)
+        return sample
+
+    def _generator(self, position: int, what: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, what, position])
+
+    def _target_pair(self, position: int, sample: dict[str, Tensor]) -> np.ndarray:
+        """Add T and R, which share crop and flip, to the sample; return the whole night image, uncropped."""
+        generator = self._generator(position, _TARGET)
+        epoch, place = divmod(position, len(self.target))
+        index = int(np.random.default_rng([self.seed, _TARGET, epoch, 0]).permutation(len(self.target))[place])
+        night = self.target.image(index)
+        window = self._window(generator, night.shape)
+        flip = generator.random() < 0.5
+        sample["target"] = normalize(_cut(night, window, flip), self.mean, self.std)
+        if self.with_reference:
+            if self.lift is None:
+                day = self.target.reference(index)
+            else:
+                reseed(self.lift, int(self._generator(position, _LIFT).integers(2**31)))
+                day = self.lift(image=night)["image"]
+            sample["reference"] = normalize(_cut(day, window, flip), self.mean, self.std)
+        return night
+
+    def _source_pair(self, position: int, night: np.ndarray | None, sample: dict[str, Tensor]) -> None:
+        """Add S, E and their labels to the sample; E may take its style from the night image."""
+        generator = self._generator(position, _SOURCE)
+        wanted, index = None, int(generator.integers(len(self.source)))
+        if self.rare_classes is not None:
+            wanted, index = self.rare_classes.draw(generator)
+        image, label = self.source.image(index), self.source.label(index)
+        for _ in range(self.sampling.tries):
+            window = self._window(generator, label.shape, label)
+            flip = generator.random() < 0.5
+            cropped = _cut(label, window, flip)
+            if wanted is None or np.count_nonzero(cropped == wanted) > self.sampling.min_crop_pixels:
+                break
+        plain = _cut(image, window, flip)
+        sample["source"] = normalize(plain, self.mean, self.std)
+        sample["source_label"] = torch.from_numpy(cropped.astype(np.int64))
+        if self.cem is None:
+            return
+        aids = {}
+        if "translated" in self.cem_needs:
+            aids["translated"] = _cut(self.source.translation(index), window, flip)
+        if "style_image" in self.cem_needs:
+            aids["style_image"] = night
+        reseed(self.cem, int(self._generator(position, _CEM).integers(2**31)))
+        enhanced = self.cem(image=plain, mask=cropped, **aids)
+        sample["enhanced"] = torch.from_numpy(np.ascontiguousarray(enhanced["image"].transpose(2, 0, 1)))
+        sample["enhanced_label"] = torch.from_numpy(enhanced["mask"].astype(np.int64))
+
+    @property
+    def cem_needs(self) -> set[str]:
+        """Names of the images that CEM's transforms expect beside the image itself."""
+        return {key for transform in self.cem.transforms for key in getattr(transform, "targets_as_params", ())}
+
+    def _window(
+        self, generator: np.random.Generator, shape: tuple[int, ...], label: np.ndarray | None = None
+    ) -> tuple[slice, slice]:
+        """A random crop; with a label, redrawn until no class covers too much of its labelled pixels."""
+        height, width = self.sampling.crop
+        if shape[0] < height or shape[1] < width:
+            raise UserError(
+                f"an image is {shape[0]} x {shape[1]} (height x width), smaller than dataset.sampling.crop="
+                f"[{height}, {width}]; choose a smaller crop or a larger size"
+            )
+        for _ in range(self.sampling.tries):
+            top = int(generator.integers(shape[0] - height + 1))
+            left = int(generator.integers(shape[1] - width + 1))
+            window = slice(top, top + height), slice(left, left + width)
+            if label is None:
+                break
+            if largest_share(label[window], self.source.classes.ignore_index) <= self.sampling.max_class_share:
+                break
+        return window
+
+
+def _cut(image: np.ndarray, window: tuple[slice, slice], flip: bool) -> np.ndarray:
+    """The window of an image or a label map, mirrored left to right if asked."""
+    cropped = image[window]
+    return np.ascontiguousarray(cropped[:, ::-1] if flip else cropped)

@@ -1,0 +1,196 @@
+"""The training stream: a function of seed and position, with the method's rules for crops and classes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import albumentations as A
+import numpy as np
+import pytest
+import torch
+
+from icda.config import SamplingConfig
+from icda.data.base import Sample, SegmentationDataset
+from icda.data.classes import CAMVID
+from icda.data.loader import batches
+from icda.data.rare_class import ClassStatistics, RareClassSampler
+from icda.data.stream import PairStream, largest_share, normalize
+from icda.errors import UserError
+from icda.transforms import LiftIllumination, build_cem
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+SAMPLING = SamplingConfig(
+    crop=[32, 48],
+    max_class_share=0.75,
+    rare_classes=False,
+    temperature=0.01,
+    min_pixels=1,
+    min_crop_pixels=20,
+    tries=10,
+)
+
+
+class Fake(SegmentationDataset):
+    """Images whose first channel is their column, second their row, third their index: crops can be read off."""
+
+    def __init__(self, count: int, height: int = 60, width: int = 90, label=None) -> None:
+        super().__init__("fake", CAMVID, "root", [Sample(str(i), Path(f"{i}.png")) for i in range(count)])
+        self.shape, self.made = (height, width), label
+
+    def image(self, index):
+        rows, columns = np.indices(self.shape)
+        return np.stack([columns, rows, np.full(self.shape, index)], -1).astype(np.uint8)
+
+    def reference(self, index):
+        return self.image(index) + np.array([0, 0, 100], np.uint8)
+
+    def label(self, index, resized=True):
+        return np.indices(self.shape)[1].astype(np.uint8) // 10 if self.made is None else self.made.copy()
+
+
+def stream(source=None, target=None, sampling=SAMPLING, seed=0, **options) -> PairStream:
+    return PairStream(source or Fake(4), target, sampling, MEAN, STD, length=40, seed=seed, **options)
+
+
+def pixels(image: torch.Tensor) -> np.ndarray:
+    return (image.permute(1, 2, 0).numpy() * STD + MEAN) * 255
+
+
+def same(one: dict, other: dict) -> bool:
+    return set(one) == set(other) and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_normalisation():
+    image = np.array([[[255, 0, 51]]], np.uint8)
+    np.testing.assert_allclose(
+        normalize(image, np.array(MEAN), np.array(STD))[:, 0, 0], [2.5, -4 / 3, -0.25], rtol=1e-5
+    )
+
+
+def full(seed=0) -> PairStream:
+    cem = build_cem("style", MEAN, STD, CAMVID.ignore_index)
+    return stream(target=Fake(3), seed=seed, cem=cem, with_reference=True)
+
+
+def test_a_sample_is_a_function_of_seed_and_position():
+    first, again = full(), full()
+    assert set(first[0]) == {"source", "source_label", "enhanced", "enhanced_label", "target", "reference"}
+    expected = first[7]
+    _ = [again[i] for i in (3, 0, 9)]  # what was read before does not matter
+    assert same(again[7], expected)
+    assert not same(first[8], expected)
+    assert not same(full(seed=1)[7], expected)
+
+
+def test_shapes_and_types():
+    sample = full()[0]
+    for name in ("source", "enhanced", "target", "reference"):
+        assert sample[name].shape == (3, 32, 48) and sample[name].dtype == torch.float32
+    for name in ("source_label", "enhanced_label"):
+        assert sample[name].shape == (32, 48) and sample[name].dtype == torch.int64
+
+
+@pytest.mark.slow
+def test_workers_and_start_do_not_change_the_batches():
+    alone = list(batches(full(), 2, workers=0))
+    several = list(batches(full(), 2, workers=2))
+    later = list(batches(full(), 2, workers=2, start=10))
+    assert len(alone) == 20
+    assert all(same(a, b) for a, b in zip(alone, several, strict=True))
+    assert all(same(a, b) for a, b in zip(alone[5:], later, strict=True))
+
+
+def test_label_and_image_are_cropped_and_flipped_together():
+    flips = 0
+    for i in range(20):
+        sample = stream()[i]
+        columns = pixels(sample["source"])[..., 0].round()
+        np.testing.assert_array_equal(columns.astype(int) // 10, sample["source_label"].numpy())
+        flips += columns[0, 0] > columns[0, -1]
+    assert 4 < flips < 16
+
+
+def test_night_and_reference_share_crop_and_flip_and_every_image_comes_once_an_epoch():
+    seen = []
+    for i in range(6):
+        sample = stream(target=Fake(3), with_reference=True)[i]
+        night, day = pixels(sample["target"]), pixels(sample["reference"])
+        np.testing.assert_allclose(day - night, np.broadcast_to([0, 0, 100], night.shape), atol=0.01)
+        seen.append(int(night[0, 0, 2].round()))
+    assert sorted(seen[:3]) == sorted(seen[3:]) == [0, 1, 2]
+
+
+def test_crops_reach_every_place():
+    lefts = {int(pixels(stream()[i]["source"])[0, :, 0].min().round()) for i in range(200)}
+    assert min(lefts) == 0 and max(lefts) == 90 - 48 and len(lefts) > 35
+
+
+def test_crops_with_one_dominant_class_are_redrawn():
+    label = np.zeros((60, 90), np.uint8)
+    label[:, 45:] = 1
+    label[:, 60:] = CAMVID.ignore_index
+    for tries, most in ((10, 6), (1, 200)):
+        sampling = replace(SAMPLING, tries=tries)
+        labels = [stream(Fake(2, label=label), sampling=sampling)[i]["source_label"].numpy() for i in range(40)]
+        dominated = sum(largest_share(crop, CAMVID.ignore_index) > 0.75 for crop in labels)
+        assert (dominated <= most) if tries == 10 else (dominated > 10)
+
+
+def test_largest_share_by_hand():
+    assert largest_share(np.array([[0, 0, 1, 255]], np.uint8), 255) == pytest.approx(2 / 3)
+    assert largest_share(np.array([[255]], np.uint8), 255) == 1
+
+
+def test_a_rare_class_is_in_the_crop():
+    label = np.zeros((60, 90), np.uint8)
+    label[1::2] = 1
+    label[:8, 40:60] = 8  # at the upper edge: a random crop shows enough of it about every fifth time
+    counts = np.array([np.bincount(label.ravel(), minlength=len(CAMVID))] * 2)
+    sampler = RareClassSampler(ClassStatistics(counts), len(CAMVID), min_pixels=10)
+    sampler.class_probabilities[:] = np.eye(len(CAMVID))[8]
+    sampling = replace(SAMPLING, tries=50)
+    source = Fake(2, label=label)
+    with_rule = [stream(source, sampling=sampling, rare_classes=sampler)[i] for i in range(20)]
+    without = [stream(source, sampling=sampling)[i] for i in range(20)]
+    found = [sum((s["source_label"] == 8).sum().item() > 20 for s in samples) for samples in (with_rule, without)]
+    assert found[0] == 20 and found[1] < 10
+
+
+def test_made_references_are_lifted_before_the_crop():
+    lifted = stream(target=Fake(3), with_reference=True, lift=A.Compose([LiftIllumination(p=1.0)]))[0]
+    assert pixels(lifted["reference"]).mean() > pixels(lifted["target"]).mean()
+
+
+def test_pixels_outside_a_warp_are_zero_and_ignored():
+    cem = build_cem("none", MEAN, STD, CAMVID.ignore_index)
+    outside = 0
+    for i in range(10):
+        sample = stream(cem=cem)[i]
+        zero = (sample["enhanced"] == 0).all(0)
+        assert (sample["enhanced_label"][zero] == CAMVID.ignore_index).all()
+        outside += zero.sum().item()
+    assert outside > 100
+
+
+def test_translations_follow_crop_and_flip():
+    class Translated(Fake):
+        def translation(self, index):
+            return self.image(index)
+
+    cem = build_cem("translated", MEAN, STD, CAMVID.ignore_index, spatial=False, jitter_p=0, blur_p=0)
+    for i in range(6):
+        sample = stream(Translated(3), cem=cem)[i]
+        torch.testing.assert_close(sample["enhanced"], sample["source"], atol=1e-4, rtol=0)
+
+
+def test_images_smaller_than_the_crop():
+    with pytest.raises(UserError, match=r"an image is 20 x 90 .* smaller than dataset.sampling.crop=\[32, 48\]"):
+        stream(Fake(2, height=20))[0]
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_mistake_in_a_worker_arrives_as_it_was(workers):
+    with pytest.raises(UserError, match=r"^an image is 20 x 90") as caught:
+        list(batches(stream(Fake(2, height=20)), 2, workers))
+    assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
