@@ -8,10 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 from reference import recipe
 from torch import Tensor
 
+from icda.cli import CONF
 from icda.config import LossConfig
+from icda.data.demo import DemoCounts, make_demo
 from icda.interop import load_published
 from icda.models import SegmentationModel
 
@@ -55,3 +59,51 @@ PUBLISHED_LOSS = LossConfig(
 def loss_config() -> Callable[..., LossConfig]:
     """The published settings of the loss, with changes given by name."""
     return lambda **changes: replace(PUBLISHED_LOSS, **changes)
+
+
+@pytest.fixture(scope="session")
+def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ``data_dir`` with a tiny demo set."""
+    data_dir = tmp_path_factory.mktemp("data")
+    counts = DemoCounts(source_train=6, source_val=2, target_train=5, target_val=3, target_test=1)
+    make_demo(data_dir / "demo", counts=counts, size=(64, 128), workers=1, progress=False)
+    return data_dir
+
+
+TINY = (
+    "dataset.prepare=null",
+    "dataset.source.size=[64,128]",
+    "dataset.target.size=[64,128]",
+    "dataset.val.size=[64,128]",
+    "dataset.sampling.crop=[64,64]",
+    "dataset.sampling.min_pixels=20",
+    "dataset.sampling.min_crop_pixels=10",
+    "model.head.channels=8",
+    "model.dar.mlp_ratio=1",
+    "schedule.max_steps=2",
+    "schedule.warmup_steps=1",
+    "schedule.val_every=2",
+    "schedule.save_every=2",
+    "schedule.log_every=1",
+    "device=cpu",
+    "workers=0",
+    "panels=2",
+    "progress=false",
+)
+
+
+@pytest.fixture
+def tiny(demo_data: Path) -> list[str]:
+    """Overrides that make ``conf/train.yaml`` a run of seconds on the tiny demo set."""
+    return [*TINY, f"data_dir={demo_data}"]
+
+
+@pytest.fixture
+def compose_train(tiny: list[str]) -> Callable[..., DictConfig]:
+    """Composes ``conf/train.yaml`` with the tiny overrides and the ones given."""
+
+    def compose_with(*overrides: str) -> DictConfig:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("train", [*tiny, *overrides])
+
+    return compose_with

@@ -1,0 +1,126 @@
+"""How the scripts meet a person: Hydra's configuration in, one line out for whatever the person can mend."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from icda.errors import UserError
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+
+def run(name: str, main: Callable[[DictConfig, Path], object], conf: Path = CONF) -> int:
+    """Compose ``conf/<name>.yaml`` with the command line and call ``main(config, run_folder)``.
+
+    Args:
+        name: Configuration to compose.
+        main: The work; called once, or once for each combination of a multirun.
+        conf: Folder of configurations.
+
+    Returns:
+        Exit status: 0, 1 after a mistake of the person's (told in one line on standard error), 130 after Ctrl-C.
+        Anything else is raised, with its traceback.
+    """
+    # Hydra would print its own lines and leave; with this it raises, and the lines below decide.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    failed: list[int] = []
+
+    def job(cfg: DictConfig) -> None:
+        # Mistakes are told here, since Hydra would add a line of its own; the other runs of a sweep go on.
+        try:
+            main(cfg, Path(HydraConfig.get().runtime.output_dir))
+        except MISTAKES as error:
+            failed.append(_fail(explain(error, name, conf)))
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(job)()
+    except MISTAKES as error:
+        failed.append(_fail(explain(error, name, conf)))
+    except KeyboardInterrupt:
+        return _fail("stopped by Ctrl-C", 130)
+    return max(failed, default=0)
+
+
+MISTAKES = (UserError, HydraException, OmegaConfBaseException, OSError)
+
+
+def _fail(message: str, status: int = 1) -> int:
+    sys.stderr.write(f"error: {message}\n")
+    return status
+
+
+def explain(error: Exception, name: str, conf: Path) -> str:
+    """One line for a mistake.
+
+    Args:
+        error: What was raised, one of ``MISTAKES``.
+        name: The configuration that was composed.
+        conf: Folder of configurations, to name what was allowed.
+
+    Raises:
+        OSError: If ``error`` is one that does not say which file it is about.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and not isinstance(error, HydraException):  # a missing file of conf/ is both
+        if error.filename is None:
+            raise error
+        place = "choose another place, for a run's folder with hydra.run.dir="
+        return f"{error.filename} cannot be used: {error.strerror}; {place}"
+    text = " ".join(str(error).split())
+    cause = " ".join(str(error.__cause__ or "").split())
+    if match := re.search(r"In '[^']*': Could not find '([^']+)'|Could not find '([^']+)'", text):
+        group, _, value = (match[1] or match[2]).rpartition("/")
+        if (conf / group).is_dir() and group:
+            allowed = sorted(p.stem for p in (conf / group).glob("*.yaml"))
+            return f"{group}={value} is not known; {_nearest(value, allowed)}"
+    if match := re.search(r"Could not override '([^']+)'", text):
+        key, known = match[1], settings(name, conf)
+        return cause or text if key in known else f"{key} is not a setting; {_nearest(key, known)}"
+    if match := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"{match[1]} is missing; give it as {match[1]}=..."
+    return text
+
+
+def settings(name: str, conf: Path) -> list[str]:
+    """Dotted names of all settings and groups of ``conf/<name>.yaml``, the groups' files merged."""
+    top = OmegaConf.to_container(OmegaConf.load(conf / f"{name}.yaml"), resolve=False)
+    names = {key for key in top if key not in ("defaults", "hydra")}
+    for entry in top["defaults"]:
+        for group in entry if isinstance(entry, dict) else ():
+            for file in (conf / group).glob("*.yaml"):
+                content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+                content.pop("defaults", None)
+                names |= set(_leaves(content, group))
+    return sorted(names)
+
+
+def _leaves(node: object, prefix: str) -> list[str]:
+    if not isinstance(node, dict):
+        return [prefix]
+    inner = [
+        leaf for key, value in node.items() for leaf in _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    ]
+    return inner + ([prefix] if prefix else [])
+
+
+def _nearest(name: str, allowed: list[str]) -> str:
+    """What was allowed instead: everything where that is short, else what looks like it and its siblings."""
+    if len(allowed) <= 12:
+        return f"choose one of {', '.join(allowed)}"
+    parent = name.rpartition(".")[0]
+    siblings = [a for a in allowed if a.rpartition(".")[0] == parent]
+    near = difflib.get_close_matches(name, allowed, 3, 0.7)
+    listed = list(dict.fromkeys(near + siblings))
+    return f"did you mean {near[0]}? Allowed here: {', '.join(listed)}" if near else f"allowed: {', '.join(listed)}"

@@ -1,0 +1,71 @@
+"""Scores of a model on labelled images (method section 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from icda.data.base import SegmentationDataset
+from icda.data.loader import EvaluationImages, batches
+from icda.metrics import ConfusionMatrix
+from icda.models import SegmentationModel
+
+
+@torch.inference_mode()
+def evaluate(
+    model: SegmentationModel,
+    dataset: SegmentationDataset,
+    device: torch.device,
+    *,
+    workers: int = 0,
+    progress: bool = False,
+    on_prediction: Callable[[int, np.ndarray], None] | None = None,
+) -> ConfusionMatrix:
+    """Segment every image and compare with its label at the label's own size.
+
+    Images enter at the data set's ``size``; logits are resized to the label's size before the argmax. The model is
+    left in the mode it came in.
+
+    Args:
+        model: The model; its encoder and head are used, and the night image alone.
+        dataset: Labelled images.
+        device: Where the model is.
+        workers: Processes that read images.
+        progress: Whether to show a progress bar, on a terminal.
+        on_prediction: Called with the index of an image and its predicted train ids (h, w) uint8.
+
+    Raises:
+        UserError: If an image or a label cannot be used, or the data set has other classes than the model.
+    """
+    classes = dataset.classes
+    assert model.num_classes == len(classes), (model.num_classes, len(classes))
+    matrix = ConfusionMatrix(len(classes), classes.ignore_index)
+    was_training = model.training
+    model.eval()
+    images = EvaluationImages(dataset, model.mean, model.std)
+    for image, label, index in tqdm(
+        batches(images, 1, workers),
+        total=len(images),
+        desc="evaluate",
+        unit="image",
+        disable=None if progress else True,
+        leave=False,
+    ):
+        prediction = predict(model, image.to(device), label.shape[1:])[0].cpu().numpy()
+        matrix.update(prediction, label[0].numpy())
+        if on_prediction is not None:
+            on_prediction(int(index), prediction)
+    model.train(was_training)
+    return matrix
+
+
+def predict(model: SegmentationModel, images: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Train ids at ``size`` (h, w) of normalised images (B, 3, H, W): (B, h, w) uint8."""
+    logits = model(images)
+    if logits.shape[2:] != size:
+        logits = model.upsample(logits, size)
+    return logits.argmax(1).to(torch.uint8)

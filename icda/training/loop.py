@@ -1,0 +1,303 @@
+"""The training run, from a composed configuration to checkpoints, figures and pictures."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from icda.config import TrainConfig, validate
+from icda.data.loader import batches
+from icda.data.setup import OpenDatasets, open_datasets, training_stream
+from icda.errors import UserError
+from icda.evaluation import evaluate
+from icda.report import percent, scores, table
+from icda.training import checkpoint
+from icda.training.optimizer import build_optimizer, lr_factor, set_lr
+from icda.training.panels import Panels
+from icda.training.step import Batch, TrainStep
+
+log = logging.getLogger(__name__)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that a name means; ``auto`` is a GPU if there is one.
+
+    Raises:
+        UserError: If a GPU is asked for and there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name != "cpu" and not torch.cuda.is_available():
+        raise UserError(f"device={name}, but this PyTorch ({torch.__version__}) sees no GPU; give device=cpu")
+    return torch.device(name)
+
+
+def train(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+    """Train as configured and write everything into ``folder``.
+
+    Args:
+        cfg: Composed from ``conf/train.yaml``.
+        folder: The run's folder; gets ``checkpoints/``, ``metrics.jsonl``, ``summary.json``, ``panels/`` and
+            ``tensorboard/``.
+
+    Returns:
+        What ``summary.json`` holds.
+
+    Raises:
+        UserError: If the configuration, the data or the weights are not usable.
+    """
+    with logging_redirect_tqdm():
+        return Run(cfg, folder).train()
+
+
+class Run:
+    """One training run: what it is made of, and its loop.
+
+    Args:
+        cfg: Composed from ``conf/train.yaml``.
+        folder: The run's folder.
+
+    Raises:
+        UserError: See ``train``.
+    """
+
+    def __init__(self, cfg: DictConfig, folder: Path) -> None:
+        self.cfg = cfg
+        self.config: TrainConfig = validate(cfg)
+        self.folder = folder
+        self.device = pick_device(self.config.device)
+        self.datasets: OpenDatasets = open_datasets(self.config)
+        self.classes = self.datasets.source.classes
+        torch.manual_seed(self.config.seed)
+        self.method = self._build_method().to(self.device)
+        schedule, student = self.config.schedule, self.method.student
+        self.optimizer = build_optimizer(
+            student, schedule.lr, schedule.encoder_lr_factor, schedule.dar_lr_factor, schedule.weight_decay
+        )
+        mean, std = student.mean.tolist(), student.std.tolist()
+        self.stream = training_stream(self.config, self.datasets, mean, std)
+        self.step = 0
+        self.best_miou = -1.0
+        self.seconds = 0.0  # of the run so far, earlier parts of a resumed run included
+        if self.config.resume is not None:
+            self._resume(self.config.resume)
+
+    def _build_method(self) -> TrainStep:
+        loss, weights = self.config.loss, self.config.model.encoder.weights
+        student = checkpoint.build_student(self.config.model, len(self.classes), loss.needs_dar)
+        if weights == "none":
+            log.warning(
+                "the encoder %s starts from random weights; for pretrained ones give "
+                "model.encoder.weights=timm or the path of a file",
+                self.config.model.encoder.name,
+            )
+        top, bottom = self.config.dataset.pseudo_label_border
+        return TrainStep(
+            student,
+            self.classes,
+            loss,
+            teacher_momentum=self.config.schedule.teacher_momentum,
+            border=(top, bottom),
+            pretrained=weights != "none",
+        )
+
+    def train(self) -> dict[str, Any]:
+        """Run the loop to its end; return what ``summary.json`` holds."""
+        schedule = self.config.schedule
+        self._announce()
+        started = time.perf_counter() - self.seconds
+        panels = Panels(self.stream, self.datasets.val, self.config.panels) if self.config.panels else None
+        samples = batches(
+            self.stream,
+            schedule.batch_size,
+            self.config.workers,
+            start=self.step * schedule.batch_size,
+            pin_memory=self.device.type != "cpu",
+        )
+        result: dict[str, Any] = {}
+        self.method.train()
+        with SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step) as board:
+            bar = tqdm(
+                initial=self.step,
+                total=schedule.max_steps,
+                desc="train",
+                unit="step",
+                disable=not self.config.progress,
+                mininterval=0.2 if sys.stderr.isatty() else 20,  # few lines where they go to a file
+            )
+            for sample in samples:
+                terms = self._train_step(Batch(**sample).to(self.device))
+                last = self.step == schedule.max_steps
+                if self.step % schedule.log_every == 0 or last:
+                    self._log_terms(board, bar, terms)
+                if self.step % schedule.val_every == 0 or last:
+                    self.seconds = time.perf_counter() - started
+                    result = self._validate(board, panels)
+                if self.step % schedule.save_every == 0 or last:
+                    self.seconds = time.perf_counter() - started
+                    self._save("last")
+                bar.update()
+            bar.close()
+        return self._finish(result)
+
+    def _train_step(self, batch: Batch) -> dict[str, Tensor]:
+        """One step of the method and of the optimiser; what is random in it is a function of seed and step."""
+        schedule, seed = self.config.schedule, self.config.seed
+        set_lr(self.optimizer, lr_factor(self.step, schedule.max_steps, schedule.warmup_steps))
+        generator = np.random.default_rng([seed, self.step])
+        torch.manual_seed(int(generator.integers(2**63)))  # dropout and stochastic depth
+        terms = self.method(batch, self.step, self.method.draw(generator, batch))
+        broken = [name for name, value in terms.items() if not torch.isfinite(value)]
+        if broken:
+            raise UserError(
+                f"step {self.step}: the loss {', '.join(broken)} is not finite; lower schedule.lr or lengthen "
+                f"schedule.warmup_steps, and go on from {self.folder / 'checkpoints' / 'last.pt'} with resume="
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return terms
+
+    def _log_terms(self, board: SummaryWriter, bar: tqdm, terms: dict[str, Tensor]) -> None:
+        loss = self.config.loss
+        values = {name: value.item() for name, value in terms.items()}
+        total = sum(getattr(loss, name) * v for name, v in values.items() if hasattr(loss, name))
+        for name, value in values.items():
+            board.add_scalar(f"train/{name}", value, self.step)
+        board.add_scalar("train/total", total, self.step)
+        for group in self.optimizer.param_groups:
+            board.add_scalar(f"lr/{group['part']}", group["lr"], self.step)
+        head_lr = next(g["lr"] for g in self.optimizer.param_groups if g["part"] == "head")
+        bar.set_postfix(loss=f"{total:.3f}", lr=f"{head_lr:.1e}", refresh=False)
+
+    def _validate(self, board: SummaryWriter, panels: Panels | None) -> dict[str, Any]:
+        """Score the student, write figures and pictures, keep the checkpoint if it is the best so far."""
+        config, val = self.config, self.datasets.val
+        matrix = evaluate(self.method.student, val, self.device, workers=config.workers, progress=config.progress)
+        result = scores(matrix, self.classes)
+        miou = result["miou"] or 0.0
+        board.add_scalar("val/miou", miou, self.step)
+        for name, value in result["iou"].items():
+            if value is not None:
+                board.add_scalar(f"val_iou/{name}", value, self.step)
+        is_best = miou > self.best_miou
+        if is_best:
+            self.best_miou = miou
+            self._save("best")
+        line = {"step": self.step, "seconds": round(self.seconds, 3), **result}
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if panels is not None:
+            for name, sheet in (
+                ("train", panels.training(self.method, self.device)),
+                ("val", panels.validation(self.method, self.device)),
+            ):
+                board.add_image(name, sheet, self.step, dataformats="HWC")
+                path = self.folder / "panels" / f"{name}_{self.step:06d}.png"
+                path.parent.mkdir(exist_ok=True)
+                cv2.imwrite(str(path), sheet[:, :, ::-1])
+        log.info(
+            "step %d: mIoU %s on %s%s", self.step, percent(miou), val.name, ", the best so far" if is_best else ""
+        )
+        return result
+
+    def _save(self, name: str) -> None:
+        """Write ``checkpoints/<name>.pt``: ``last`` holds what a run needs to go on, ``best`` the models alone."""
+        method = self.method
+        teacher = None if method.teacher is None else method.teacher.model
+        content = checkpoint.content_of(self.cfg, self.classes, method.student, teacher, self.step)
+        content["miou"] = self.best_miou
+        if name == "last":
+            content["training"] = {
+                "frozen": None if method.frozen is None else method.frozen.state_dict(),
+                "pca": None if method.pca is None else method.pca.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "best_miou": self.best_miou,
+                "seconds": self.seconds,
+            }
+        checkpoint.save(self.folder / "checkpoints" / f"{name}.pt", content)
+
+    def _resume(self, source: str) -> None:
+        """Go on from a ``last`` checkpoint as if the run had never stopped."""
+        path = self.folder / "checkpoints" / "last.pt" if source == "auto" else Path(source)
+        if source == "auto" and not path.exists():
+            return
+        content = checkpoint.read(path, self.device)
+        if "training" not in content:
+            raise UserError(f"resume={path} holds a model, but not the state of a run; give checkpoints/last.pt")
+        training, method = content["training"], self.method
+        pairs = (
+            (method.student, content["student"]),
+            (method.teacher and method.teacher.model, content["teacher"]),
+            (method.frozen, training["frozen"]),
+            (method.pca, training["pca"]),
+        )
+        try:
+            if any((module is None) != (state is None) for module, state in pairs):
+                raise ValueError("it was trained with another loss")
+            for module, state in pairs:
+                if module is not None:
+                    module.load_state_dict(state)
+            self.optimizer.load_state_dict(training["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"resume={path} does not fit this configuration: {reason}; give the run's own") from error
+        self.step, self.best_miou, self.seconds = content["step"], training["best_miou"], training["seconds"]
+        metrics = self.folder / "metrics.jsonl"
+        if metrics.exists():  # what came after the checkpoint will be measured again
+            lines = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= self.step]
+            metrics.write_text("".join(line + "\n" for line in lines))
+
+    def _announce(self) -> None:
+        source, target, val = self.datasets.source, self.datasets.target, self.datasets.val
+        parameters = sum(p.numel() for p in self.method.student.parameters())
+        log.info(
+            "%s: %d labelled images%s; scored on %s: %d images",
+            source.name,
+            len(source),
+            f" -> {target.name}: {len(target)} unlabelled images" if target is not None else "",
+            val.name,
+            len(val),
+        )
+        log.info(
+            "%s, %.1f M parameters, on %s; step %d of %d; run folder %s",
+            self.config.model.encoder.name,
+            parameters / 1e6,
+            self.device,
+            self.step,
+            self.config.schedule.max_steps,
+            self.folder,
+        )
+
+    def _finish(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Write ``summary.json``, print the table and what to type next."""
+        summary = {
+            "best_miou": self.best_miou,
+            "last_miou": result.get("miou"),
+            "steps": self.step,
+            "seconds": round(self.seconds, 3),
+            "iou": result.get("iou"),
+            "val": self.datasets.val.name,
+        }
+        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        if result:
+            log.info("\n%s\n", table(result))
+        best = self.folder / "checkpoints" / "best.pt"
+        log.info("best mIoU %s after %d steps, %.0f s", percent(self.best_miou), self.step, self.seconds)
+        log.info("run folder: %s", self.folder)
+        log.info("next: python scripts/eval.py ckpt=%s save_predictions=true", best)
+        log.info("      tensorboard --logdir %s", self.folder)
+        return summary

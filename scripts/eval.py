@@ -1,0 +1,9 @@
+"""Score a checkpoint: python scripts/eval.py ckpt=PATH [dataset=...] [save_predictions=true]"""
+
+import sys
+
+from icda.cli import run
+from icda.scoring import score
+
+if __name__ == "__main__":
+    sys.exit(run("eval", score))

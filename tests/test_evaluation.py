@@ -1,0 +1,103 @@
+"""Evaluation: scores at the label's own size, independent of how images are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from icda.data.base import Sample, SegmentationDataset
+from icda.data.classes import CAMVID
+from icda.evaluation import evaluate, predict
+from icda.models import build_model
+from icda.report import percent, scores, table
+
+
+class Files(SegmentationDataset):
+    def __init__(self, folder: Path, size=None) -> None:
+        samples = [Sample(p.stem, p, folder / f"{p.stem}_label.png") for p in sorted(folder.glob("?.png"))]
+        super().__init__("files", CAMVID, folder, samples, size)
+
+
+class Oracle(nn.Module):
+    """Names the class that the red channel says, so that its score is known."""
+
+    num_classes = len(CAMVID)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("std", torch.ones(3))
+
+    def forward(self, images):
+        classes = (images[:, 0] * 255 / 20).round().long()
+        return nn.functional.one_hot(classes, self.num_classes).permute(0, 3, 1, 2).float()
+
+    upsample = staticmethod(lambda logits, size: nn.functional.interpolate(logits, tuple(size), mode="bilinear"))
+
+
+@pytest.fixture
+def files(tmp_path) -> Path:
+    for name in "ab":
+        label = np.kron(np.random.default_rng(ord(name)).integers(0, 11, (4, 6)), np.ones((16, 16))).astype(np.uint8)
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.repeat(label[..., None] * 20, 3, 2))
+        label[:5] = 255
+        cv2.imwrite(str(tmp_path / f"{name}_label.png"), label)
+    return tmp_path
+
+
+def test_a_perfect_model_scores_one(files):
+    matrix = evaluate(Oracle(), Files(files), torch.device("cpu"))
+    assert matrix.miou() == 1
+    assert matrix.matrix.sum() == 2 * (64 - 5) * 96
+
+
+def test_labels_keep_their_size_when_images_are_resized(files):
+    seen = {}
+    matrix = evaluate(
+        Oracle(),
+        Files(files, size=(32, 48)),
+        torch.device("cpu"),
+        on_prediction=lambda i, p: seen.update({i: p.shape}),
+    )
+    assert matrix.matrix.sum() == 2 * (64 - 5) * 96
+    assert seen == {0: (64, 96), 1: (64, 96)}
+
+
+@pytest.mark.slow
+def test_workers_do_not_change_the_score(files):
+    model = build_model("mit_b0", len(CAMVID), head_options={"channels": 8}, with_dar=False)
+    matrices = [evaluate(model, Files(files), torch.device("cpu"), workers=w).matrix for w in (0, 2)]
+    np.testing.assert_array_equal(*matrices)
+
+
+def test_the_mode_is_restored_and_the_model_unchanged(files):
+    model = build_model("mit_b0", len(CAMVID), head_options={"channels": 8}, with_dar=False).train()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    evaluate(model, Files(files), torch.device("cpu"))
+    assert model.training
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+
+
+def test_prediction_is_the_argmax_of_resized_logits():
+    model = build_model("mit_b0", 5, head_options={"channels": 8}, with_dar=False).eval()
+    x = torch.randn(1, 3, 40, 70)
+    with torch.no_grad():
+        logits = nn.functional.interpolate(model(x), (80, 141), mode="bilinear", align_corners=False)
+        assert torch.equal(predict(model, x, (80, 141)), logits.argmax(1).to(torch.uint8))
+
+
+def test_scores_are_plain_values_and_the_table_shows_them(files):
+    matrix = evaluate(Oracle(), Files(files), torch.device("cpu"))
+    matrix.matrix[3] = 0
+    matrix.matrix[:, 3] = 0
+    result = scores(matrix, CAMVID)
+    assert result["iou"]["road"] is None and result["pixels"]["road"] == 0
+    assert sum(result["pixels"].values()) == result["labelled_pixels"]
+    text = table(result)
+    assert "mIoU" in text and "not in the mean, since neither labelled nor predicted: road" in text
+    assert percent(0.125) == "12.50" and percent(None) == "-"

@@ -1,0 +1,63 @@
+"""Checkpoint files: written whole or not at all, and nothing else is taken for one."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+
+from icda.errors import UserError
+from icda.training import checkpoint
+
+
+def test_round_trip(tmp_path):
+    path = tmp_path / "new" / "last.pt"
+    checkpoint.save(path, {"x": torch.arange(3), "name": "a"})
+    content = checkpoint.read(path)
+    assert content["x"].tolist() == [0, 1, 2] and content["name"] == "a"
+    assert [p.name for p in path.parent.iterdir()] == ["last.pt"]
+
+
+def test_a_failed_write_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, {"x": 1})
+
+    def full_disk(_content, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(path, {"x": 2})
+    assert checkpoint.read(path)["x"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+class Evil:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('code ran')",)
+
+
+def test_other_files(tmp_path):
+    whole = tmp_path / "whole.pt"
+    checkpoint.save(whole, {"x": torch.zeros(1000)})
+    files = {
+        "page.pt": b"<html>404</html>",
+        "empty.pt": b"",
+        "torn.pt": whole.read_bytes()[:700],
+        "evil.pt": pickle.dumps(Evil()),
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=r"cannot be read as a checkpoint .*scripts/train\.py") as caught:
+            checkpoint.read(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    torch.save({"state_dict": {}}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match="not a checkpoint of icda"):
+        checkpoint.read(tmp_path / "other.pt")
+    torch.save({"format": 99}, tmp_path / "later.pt")
+    with pytest.raises(UserError, match="format 99, this version of icda reads 1"):
+        checkpoint.read(tmp_path / "later.pt")
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        checkpoint.read(tmp_path / "none.pt")
