@@ -118,6 +118,7 @@ class Run:
         """Run the loop to its end; return what ``summary.json`` holds."""
         schedule = self.config.schedule
         self._announce()
+        self._start_records()
         started = time.perf_counter() - self.seconds
         panels = Panels(self.stream, self.datasets.val, self.config.panels) if self.config.panels else None
         samples = batches(
@@ -127,7 +128,8 @@ class Run:
             start=self.step * schedule.batch_size,
             pin_memory=self.device.type != "cpu",
         )
-        result: dict[str, Any] = {}
+        finished_before = self._validations() if self.step == schedule.max_steps else []
+        result: dict[str, Any] = json.loads(finished_before[-1]) if finished_before else {}
         self.method.train()
         with SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step) as board:
             bar = tqdm(
@@ -256,10 +258,19 @@ class Run:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"resume={path} does not fit this configuration: {reason}; give the run's own") from error
         self.step, self.best_miou, self.seconds = content["step"], training["best_miou"], training["seconds"]
-        metrics = self.folder / "metrics.jsonl"
-        if metrics.exists():  # what came after the checkpoint will be measured again
-            lines = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= self.step]
-            metrics.write_text("".join(line + "\n" for line in lines))
+
+    def _validations(self) -> list[str]:
+        """The lines of ``metrics.jsonl`` up to the current step."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [line for line in lines if json.loads(line)["step"] <= self.step]
+
+    def _start_records(self) -> None:
+        """Drop what an earlier run in this folder recorded after the step that this one starts from."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "summary.json").unlink(missing_ok=True)
+        kept = self._validations() if self.step else []
+        (self.folder / "metrics.jsonl").write_text("".join(line + "\n" for line in kept))
 
     def _announce(self) -> None:
         source, target, val = self.datasets.source, self.datasets.target, self.datasets.val
@@ -272,6 +283,8 @@ class Run:
             val.name,
             len(val),
         )
+        if unpaired := getattr(target, "unpaired", 0):
+            log.info("%s: %d night images without a day reference are left out", target.name, unpaired)
         log.info(
             "%s, %.1f M parameters, on %s; step %d of %d; run folder %s",
             self.config.model.encoder.name,

@@ -127,6 +127,14 @@ def test_a_stopped_run_ends_as_if_it_had_not_stopped(compose_train, tmp_path):
     assert lines[0] == lines[1] and len(lines[0]) == 2
 
 
+def test_a_finished_run_can_be_resumed_and_a_folder_used_again(compose_train, tmp_path):
+    first = train(compose_train("panels=0"), tmp_path)
+    again = train(compose_train("panels=0", "resume=auto"), tmp_path)
+    assert again["last_miou"] == first["last_miou"] and again["steps"] == first["steps"]
+    train(compose_train("panels=0", "seed=3"), tmp_path)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+
+
 def test_the_same_seed_is_the_same_run_and_another_is_not(compose_train, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(compose_train(f"seed={seed}", "panels=0"), tmp_path / name)
