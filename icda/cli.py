@@ -17,10 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from icda.errors import UserError
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 
-
-def run(name: str, main: Callable[[DictConfig, Path], object], conf: Path = CONF) -> int:
+def run(name: str, main: Callable[[DictConfig, Path], object], conf: Path) -> int:
     """Compose ``conf/<name>.yaml`` with the command line and call ``main(config, run_folder)``.
 
     Args:
@@ -69,15 +67,15 @@ def explain(error: Exception, name: str, conf: Path) -> str:
         conf: Folder of configurations, to name what was allowed.
 
     Raises:
-        OSError: If ``error`` is one that does not say which file it is about.
+        OSError: If ``error`` is one that the operating system has not numbered, which is a bug.
     """
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and not isinstance(error, HydraException):  # a missing file of conf/ is both
-        if error.filename is None:
+        if error.errno is None:
             raise error
-        place = "choose another place, for a run's folder with hydra.run.dir="
-        return f"{error.filename} cannot be used: {error.strerror}; {place}"
+        what = f"{error.filename} cannot be used" if error.filename is not None else "a file cannot be written"
+        return f"{what}: {error.strerror}; choose another place, for a run's folder with hydra.run.dir="
     text = " ".join(str(error).split())
     cause = " ".join(str(error.__cause__ or "").split())
     if match := re.search(r"In '[^']*': Could not find '([^']+)'|Could not find '([^']+)'", text):
@@ -87,6 +85,9 @@ def explain(error: Exception, name: str, conf: Path) -> str:
             return f"{group}={value} is not known; {_nearest(value, allowed)}"
     if match := re.search(r"Could not override '([^']+)'", text):
         key, known = match[1], settings(name, conf)
+        group = key.partition(".")[0]
+        if key in known and group != key and "not in struct" in cause:
+            return f"{key} belongs to a group that is not chosen; give {group}=... as well"
         return cause or text if key in known else f"{key} is not a setting; {_nearest(key, known)}"
     if match := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{match[1]} is missing; give it as {match[1]}=..."

@@ -6,6 +6,7 @@ out of range ends in one line.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -187,31 +188,91 @@ class TrainConfig:
     progress: bool
 
 
+@dataclass(frozen=True)
+class EvalConfig:
+    """What ``scripts/eval.py`` composes; ``dataset`` is None for the one of the checkpoint."""
+
+    ckpt: str
+    data_dir: str | None
+    split: str
+    device: str
+    workers: int
+    teacher: bool
+    save_predictions: bool
+    progress: bool
+
+
+Check = tuple[str, Callable[[Any], bool], str]
+
+
+def _share(key: str) -> Check:
+    return key, lambda v: 0 <= v <= 1, "from 0 to 1"
+
+
+def _rate(key: str) -> Check:
+    return key, lambda v: v is None or 0 <= v < 1, "from 0 to below 1"
+
+
+def _least(low: float, *keys: str) -> list[Check]:
+    return [(key, lambda v: v >= low, f"{low} or more") for key in keys]
+
+
+def _above_zero(*keys: str) -> list[Check]:
+    return [(key, lambda v: v > 0, "above 0") for key in keys]
+
+
+def _two(key: str, check: Callable[[int], bool], expected: str) -> Check:
+    return key, lambda v: len(v) == 2 and all(map(check, v)), expected
+
+
+def _part(key: str) -> Check:
+    return (
+        key,
+        lambda v: isinstance(v, DictConfig) and "_target_" in v,
+        "a data set with _target_, as in conf/dataset",
+    )
+
+
+_EVAL_CHECKS: tuple[Check, ...] = (
+    ("split", lambda v: v in ("val", "source"), "val or source"),
+    *_least(0, "workers"),
+)
+
 # (key, check, what is expected), for what a type cannot say.
-_CHECKS = (
-    ("device", lambda v: v in ("auto", "cpu", "cuda") or v.startswith("cuda:"), "auto, cpu or cuda"),
-    ("seed", lambda v: v >= 0, "0 or more"),
-    ("workers", lambda v: v >= 0, "0 or more"),
-    ("schedule.max_steps", lambda v: v >= 1, "1 or more"),
-    ("schedule.batch_size", lambda v: v >= 1, "1 or more"),
-    ("schedule.val_every", lambda v: v >= 1, "1 or more"),
-    ("schedule.save_every", lambda v: v >= 1, "1 or more"),
-    ("schedule.log_every", lambda v: v >= 1, "1 or more"),
-    ("schedule.warmup_steps", lambda v: v >= 0, "0 or more"),
-    ("schedule.lr", lambda v: v > 0, "above 0"),
+_TRAIN_CHECKS: tuple[Check, ...] = (
+    ("seed", lambda v: 0 <= v < 2**63, "from 0 to 2^63 - 1"),
+    *_least(0, "workers", "panels", "schedule.warmup_steps", "schedule.weight_decay", "schedule.encoder_lr_factor"),
+    *_least(0, "schedule.dar_lr_factor", "dataset.sampling.min_pixels", "dataset.sampling.min_crop_pixels"),
+    *_least(
+        0, *(f"loss.{t}" for t in ("feature_distance", "enhanced", "reference", "pca_source", "pca_target", "mix"))
+    ),
+    *_least(1, *(f"schedule.{k}" for k in ("max_steps", "batch_size", "val_every", "save_every", "log_every"))),
+    *_least(1, "model.head.channels", "model.dar.window", "model.dar.mlp_ratio", "dataset.sampling.tries"),
+    *_above_zero("schedule.lr", "loss.pca_tau", "model.dar.offset_range", "dataset.sampling.temperature"),
     ("loss.source", lambda v: v > 0, "above 0: the prototypes and the mix rest on a trained source branch"),
-    ("loss.pca_tau", lambda v: v > 0, "above 0"),
     ("loss.pca_momentum", lambda v: 0 < v <= 1, "above 0 and at most 1"),
-    ("schedule.teacher_momentum", lambda v: 0 <= v < 1, "from 0 to below 1"),
-    ("loss.pseudo_label_threshold", lambda v: 0 <= v <= 1, "from 0 to 1"),
-    ("loss.reference_probability", lambda v: 0 <= v <= 1, "from 0 to 1"),
+    ("loss.mix_jitter_strength", lambda v: 0 <= v <= 0.5, "from 0 to 0.5"),
+    *(_share(f"loss.{k}") for k in ("pseudo_label_threshold", "reference_probability", "mix_jitter_probability")),
+    *(_share(k) for k in ("loss.mix_blur_probability", "loss.feature_distance_min_share", "cem.jitter")),
+    *(_share(k) for k in ("cem.blur_probability", "dataset.sampling.max_class_share")),
+    *(_rate(k) for k in ("schedule.teacher_momentum", "model.head.dropout", "model.dar.drop_path")),
+    _rate("model.encoder.drop_path_rate"),
     ("cem.illumination", lambda v: v in ILLUMINATIONS, f"one of {', '.join(ILLUMINATIONS)}"),
-    ("cem.warps", lambda v: set(v) <= set(WARPS) and v, f"some of {', '.join(WARPS)}"),
+    ("cem.warps", lambda v: set(v) <= set(WARPS) and bool(v), f"some of {', '.join(WARPS)}"),
     ("cem.interpolation", lambda v: v in ("nearest", "bilinear"), "nearest or bilinear"),
     ("dataset.reference", lambda v: v in ("pairs", "enhanced"), "pairs or enhanced"),
-    ("dataset.sampling.crop", lambda v: len(v) == 2 and min(v) >= 32, "[height, width], each 32 or more"),
-    ("dataset.pseudo_label_border", lambda v: len(v) == 2 and min(v) >= 0, "[rows at the top, rows at the bottom]"),
-    ("model.encoder.name", lambda v: bool(v), "the name of a timm model"),
+    _two("dataset.sampling.crop", lambda v: v >= 32, "[height, width], each 32 or more"),
+    _two("dataset.pseudo_label_border", lambda v: v >= 0, "[rows at the top, rows at the bottom]"),
+    _two("model.dar.heads", lambda v: v >= 1, "two numbers, each 1 or more"),
+    _two("model.dar.offset_kernels", lambda v: v % 2 == 1 and v > 0, "two odd numbers"),
+    ("model.head.dilations", lambda v: bool(v) and min(v) >= 1, "numbers of 1 or more"),
+    _part("dataset.source"),
+    _part("dataset.val"),
+    (
+        "dataset.target",
+        lambda v: v is None or _part("")[1](v),
+        "null, or a data set with _target_, as in conf/dataset",
+    ),
 )
 
 
@@ -264,22 +325,40 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     return value
 
 
-def validate(cfg: DictConfig) -> TrainConfig:
-    """The composed configuration as typed objects.
-
-    Args:
-        cfg: What Hydra composed from ``conf/train.yaml``.
-
-    Raises:
-        UserError: If a key is unknown or missing, a value has the wrong type or is out of range, or an interpolation
-            cannot be resolved.
-    """
-    resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
-    config = build_group(TrainConfig, resolved, "")
-    for key, check, expected in _CHECKS:
+def _checked(kind: Any, cfg: DictConfig, checks: tuple[Check, ...]) -> Any:
+    """A composed configuration as ``kind``, with the values that a type cannot judge checked as well."""
+    config = build_group(kind, OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)), "")
+    for key, check, expected in checks:
         value = config
         for part in key.split("."):
             value = getattr(value, part)
         if not check(value):
             raise UserError(f"{key}={value} is out of range; expected {expected}")
     return config
+
+
+def validate(cfg: DictConfig) -> TrainConfig:
+    """The composed configuration of a run as typed objects.
+
+    Args:
+        cfg: What Hydra composed from ``conf/train.yaml``.
+
+    Raises:
+        UserError: If a key is unknown or missing, or a value has the wrong type or is out of range.
+    """
+    return _checked(TrainConfig, cfg, _TRAIN_CHECKS)
+
+
+def validate_eval(cfg: DictConfig) -> EvalConfig:
+    """The composed configuration of a scoring as typed objects; its ``dataset`` group is left aside.
+
+    Args:
+        cfg: What Hydra composed from ``conf/eval.yaml``.
+
+    Raises:
+        UserError: See ``validate``.
+    """
+    own = OmegaConf.create({key: cfg._get_node(key) for key in cfg if key != "dataset"})
+    if OmegaConf.is_missing(cfg, "ckpt"):
+        raise UserError("ckpt is missing; give a checkpoint as ckpt=runs/.../checkpoints/best.pt")
+    return _checked(EvalConfig, own, _EVAL_CHECKS)

@@ -101,7 +101,7 @@ def load_published(source: str | Path | Mapping[str, Tensor], num_classes: int =
     """
     state = _read(Path(source)) if isinstance(source, str | Path) else dict(source)
     what = str(source) if isinstance(source, str | Path) else "the state dict"
-    state = state.get("state_dict", state)
+    state = state.get("state_dict", state) if isinstance(state, Mapping) else {}
     parts = ("backbone.", "head.", "dat.")
     ours = {rename(n): t for n, t in state.items() if n.startswith(parts) and not UNUSED.match(n)}
     encoder = {
@@ -125,7 +125,10 @@ def load_published(source: str | Path | Mapping[str, Tensor], num_classes: int =
         with_dar=any(n.startswith("dar.") for n in ours),
     )
     buffers = {"mean": model.mean, "std": model.std}
-    result = model.load_state_dict({**ours, **buffers}, strict=False)
+    try:
+        result = model.load_state_dict({**ours, **buffers}, strict=False)
+    except RuntimeError as error:  # sizes
+        raise UserError(f"{what} does not fit {variant}: {' '.join(str(error).split())[:200]}") from error
     if result.missing_keys or result.unexpected_keys:
         raise UserError(
             f"{what} does not fit {variant}: missing {len(result.missing_keys)} {result.missing_keys[:3]}, "

@@ -12,6 +12,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from icda.config import EvalConfig, validate_eval
 from icda.data.base import SegmentationDataset
 from icda.data.setup import open_part
 from icda.errors import UserError
@@ -21,8 +22,6 @@ from icda.training.checkpoint import Trained, load_trained
 from icda.training.loop import pick_device
 
 log = logging.getLogger(__name__)
-
-PARTS = ("val", "source")
 
 
 def score(cfg: DictConfig, folder: Path) -> dict[str, Any]:
@@ -38,28 +37,28 @@ def score(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     Raises:
         UserError: If the checkpoint or the data cannot be used.
     """
-    device = pick_device(cfg.device)
-    if cfg.split not in PARTS:
-        raise UserError(f"split={cfg.split} is not a part of a data set; choose one of {', '.join(PARTS)}")
-    trained = load_trained(cfg.ckpt, device, teacher=cfg.teacher)
-    dataset = _open(cfg, trained)
+    config = validate_eval(cfg)
+    device = pick_device(config.device)
+    trained = load_trained(config.ckpt, device, teacher=config.teacher)
+    dataset = _open(config, cfg.get("dataset"), trained)
     if dataset.classes.names != trained.classes.names:
+        one, other = trained.classes, dataset.classes
         raise UserError(
-            f"{cfg.ckpt} was trained for the classes {trained.classes.name} ({len(trained.classes)}), {dataset.name} "
-            f"has {dataset.classes.name} ({len(dataset.classes)}); choose a data set with the same classes"
+            f"{config.ckpt} was trained for the classes {one.name} ({len(one)}), {dataset.name} has {other.name} "
+            f"({len(other)}); choose a data set with the same classes"
         )
-    writer = PredictionWriter(dataset, folder / "predictions") if cfg.save_predictions else None
+    writer = PredictionWriter(dataset, folder / "predictions") if config.save_predictions else None
     with logging_redirect_tqdm():
         matrix = evaluate(
-            trained.model, dataset, device, workers=cfg.workers, progress=cfg.progress, on_prediction=writer
+            trained.model, dataset, device, workers=config.workers, progress=config.progress, on_prediction=writer
         )
     result = {
         **scores(matrix, dataset.classes),
         "images": len(dataset),
         "dataset": dataset.name,
-        "checkpoint": str(cfg.ckpt),
+        "checkpoint": config.ckpt,
         "step": trained.step,
-        "teacher": bool(cfg.teacher),
+        "teacher": config.teacher,
     }
     (folder / "eval.json").write_text(json.dumps(result, indent=2) + "\n")
     log.info("%s\n", table(result))
@@ -68,19 +67,19 @@ def score(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     return result
 
 
-def _open(cfg: DictConfig, trained: Trained) -> SegmentationDataset:
-    """The data set to score on: the one given, or the one that the checkpoint was trained with."""
-    config = trained.config
-    with open_dict(config):
-        if cfg.data_dir is not None:
-            config.data_dir = cfg.data_dir
-        if cfg.get("dataset") is not None:
-            config.dataset = OmegaConf.to_container(cfg.dataset, resolve=False)
-    node = OmegaConf.create(OmegaConf.to_container(config, resolve=True)).dataset
-    if node.prepare is not None:
-        open_part(node.prepare)
-    changes = {"translations": None} if "translations" in node[cfg.split] else {}
-    return open_part(node[cfg.split], **changes)
+def _open(config: EvalConfig, chosen: DictConfig | None, trained: Trained) -> SegmentationDataset:
+    """The data set to score on: the one chosen, or the one that the checkpoint was trained with."""
+    composed = trained.config
+    with open_dict(composed):
+        if config.data_dir is not None:
+            composed.data_dir = config.data_dir
+        if chosen is not None:
+            composed.dataset = OmegaConf.to_container(chosen, resolve=False)
+    dataset = OmegaConf.create(OmegaConf.to_container(composed, resolve=True)).dataset
+    if dataset.prepare is not None:
+        open_part(dataset.prepare)
+    part = dataset[config.split]
+    return open_part(part, **({"translations": None} if "translations" in part else {}))
 
 
 class PredictionWriter:

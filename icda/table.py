@@ -41,11 +41,14 @@ def read_run(folder: Path) -> FinishedRun:
     """Read a run's folder.
 
     Raises:
-        FileNotFoundError: If it is not the folder of a finished run.
+        UserError: If it is not the folder of a finished run.
     """
-    summary = json.loads((folder / "summary.json").read_text())
-    choices = OmegaConf.load(folder / "config" / "hydra.yaml").hydra.runtime.choices
-    overrides = [str(o) for o in OmegaConf.load(folder / "config" / "overrides.yaml")]
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+        choices = OmegaConf.load(folder / "config" / "hydra.yaml").hydra.runtime.choices
+        overrides = [str(o).lstrip("+") for o in OmegaConf.load(folder / "config" / "overrides.yaml")]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} is not whole: {error}; give folders that scripts/train.py wrote") from error
     groups = [f"{name}={choices[name]}" for name in ("dataset", "model", "loss", "cem")]
     changes = [o for o in overrides if not o.startswith((*_NOT_A_SETTING, *(g.split("=")[0] + "=" for g in groups)))]
     setting = " ".join(groups + sorted(changes))

@@ -1,9 +1,10 @@
 """Score a checkpoint: python scripts/eval.py ckpt=PATH [dataset=...] [save_predictions=true]"""
 
 import sys
+from pathlib import Path
 
 from icda.cli import run
 from icda.scoring import score
 
 if __name__ == "__main__":
-    sys.exit(run("eval", score))
+    sys.exit(run("eval", score, Path(__file__).resolve().parents[1] / "conf"))

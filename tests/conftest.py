@@ -13,12 +13,12 @@ from omegaconf import DictConfig
 from reference import recipe
 from torch import Tensor
 
-from icda.cli import CONF
 from icda.config import LossConfig
 from icda.data.demo import DemoCounts, make_demo
 from icda.interop import load_published
 from icda.models import SegmentationModel
 
+CONF = Path(__file__).parents[1] / "conf"
 REFERENCE = Path(__file__).parent / "reference"
 
 

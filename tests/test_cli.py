@@ -10,9 +10,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conftest import CONF
 from hydra.errors import HydraException
 
-from icda.cli import CONF, explain, run, settings
+from icda.cli import explain, run, settings
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,7 +32,7 @@ def here(monkeypatch, tmp_path):
         from icda.training.loop import train
 
         monkeypatch.setattr(sys, "argv", [f"{name}.py", f"hydra.run.dir={tmp_path}/run", *arguments])
-        status = run(name, {"train": train, "eval": score}[name])
+        status = run(name, {"train": train, "eval": score}[name], CONF)
         return status, capsys.readouterr().err
 
     return run_here
@@ -65,10 +66,15 @@ def test_mistakes_in_training(here, capsys, arguments, expected):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "ckpt is missing; give it as ckpt=..."),
+        ([], "ckpt is missing; give a checkpoint as ckpt="),
         (["ckpt=/nowhere.pt"], "there is no checkpoint /nowhere.pt"),
         ([f"ckpt={__file__}"], "cannot be read as a checkpoint"),
-        (["ckpt=x", "split=tset"], "split=tset is not a part of a data set; choose one of val, source"),
+        (["ckpt=x", "split=tset"], "split=tset is out of range; expected val or source"),
+        (["ckpt=x", "workers=abc"], "workers=abc has the wrong type; expected int"),
+        (["ckpt=x", "teacher=maybe"], "teacher=maybe has the wrong type; expected bool"),
+        (["ckpt=x", "device=foo"], "device=foo is not known; choose one of auto, cpu, cuda"),
+        (["ckpt=1"], "there is no checkpoint 1"),
+        (["ckpt=x", "dataset.val.split=test"], "belongs to a group that is not chosen; give dataset=... as well"),
     ],
 )
 def test_mistakes_in_scoring(here, capsys, arguments, expected):
@@ -157,9 +163,18 @@ def test_a_mistake_in_one_run_of_a_sweep_does_not_stop_the_others(monkeypatch, c
             raise UserError("one is wrong")
 
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=0,1,2", f"hydra.sweep.dir={tmp_path}"])
-    assert run("train", main) == 1
+    assert run("train", main, CONF) == 1
     assert seen == [0, 1, 2]
     assert one_line(capsys.readouterr().err) == "error: one is wrong"
+
+
+def test_a_full_disk_is_told_in_one_line(monkeypatch, capsys, tmp_path):
+    def main(cfg, folder):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys, "argv", ["train.py", f"hydra.run.dir={tmp_path}"])
+    assert run("train", main, CONF) == 1
+    assert "No space left on device" in one_line(capsys.readouterr().err)
 
 
 def test_bugs_keep_their_traceback(monkeypatch, tmp_path):
@@ -168,7 +183,7 @@ def test_bugs_keep_their_traceback(monkeypatch, tmp_path):
 
     monkeypatch.setattr(sys, "argv", ["train.py", f"hydra.run.dir={tmp_path}"])
     with pytest.raises(ZeroDivisionError):
-        run("train", main)
+        run("train", main, CONF)
 
 
 def test_settings_are_those_of_the_configuration_asked_for():

@@ -47,6 +47,7 @@ def test_lightning_file_and_model_without_dar(tmp_path, published_b1):
     [
         (lambda s: s.pop("head.conv_seg.bias"), "missing 1 .*head.classifier.bias"),
         (lambda s: s.update({"dat.stages.0.extra": torch.zeros(1)}), "unknown 1 .*dat.stages.0.extra"),
+        (lambda s: s.update({"dat.down_projs.0.0.bias": torch.zeros(3)}), "does not fit mit_b1: .*size mismatch"),
         (lambda s: s.pop("backbone.patch_embed1.proj.weight"), "not a published ICDA checkpoint"),
         (lambda s: [s.pop(n) for n in list(s) if "block3.1" in n], "no MiT has"),
     ],

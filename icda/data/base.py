@@ -125,7 +125,9 @@ class SegmentationDataset:
         """
         sample = self.samples[index]
         if sample.reference is None:
-            raise UserError(f"{self.name}: no day reference for {sample.image}")
+            raise UserError(
+                f"{self.name}: no day reference for {sample.image}; give dataset.reference=enhanced to have it made"
+            )
         return self._read_like(sample.reference, sample)
 
     def _read_like(self, path: Path, sample: Sample) -> np.ndarray:

@@ -62,15 +62,20 @@ def open_datasets(config: TrainConfig) -> OpenDatasets:
     if dataset.prepare is not None:
         open_part(dataset.prepare)
     translated = loss.needs_enhanced and cem.illumination == "translated"
-    no_translations = {"translations": None} if "translations" in dataset.source and not translated else {}
     if translated and not dataset.source.get("translations"):
         raise UserError(
             "cem.illumination=translated reads day-to-night translations, but dataset.source.translations names no "
             "folder; give +dataset.source.translations=/path/CycleGANCityscapes, or choose cem=style"
         )
-    source = open_part(dataset.source, **no_translations)
+    source = open_part(dataset.source, **_unread(dataset.source, translations=translated))
     styled = loss.needs_enhanced and cem.illumination == "style"
-    target = open_part(dataset.target) if loss.needs_target or styled else None
+    target = None
+    if loss.needs_target or styled:
+        if dataset.target is None:
+            wanted = "the loss learns from night images" if loss.needs_target else "cem=style copies night images"
+            raise UserError(f"dataset.target is null, but {wanted}; give one, or loss=source_only, or cem=relight")
+        paired = loss.needs_reference and dataset.reference == "pairs"
+        target = open_part(dataset.target, **_unread(dataset.target, references=paired))
     val = open_part(dataset.val)
     for other in filter(None, (target, val)):
         if other.classes != source.classes:
@@ -79,6 +84,12 @@ def open_datasets(config: TrainConfig) -> OpenDatasets:
                 f"{other.classes.name}; source, target and val need the same"
             )
     return OpenDatasets(source, target, val)
+
+
+def _unread(node: Any, **read: bool) -> dict[str, bool | None]:
+    """Arguments that keep a data set from asking for files that nothing will read."""
+    off = {"translations": None, "references": False}
+    return {name: off[name] for name, wanted in read.items() if not wanted and name in node}
 
 
 def training_stream(config: TrainConfig, datasets: OpenDatasets, mean: list[float], std: list[float]) -> PairStream:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from icda.errors import UserError
 from icda.models.daformer_head import DAFormerHead
 from icda.models.dar import DAR
+from icda.models.mit import rename_published
 
 
 def create_encoder(name: str, weights: str = "none", **options: object) -> nn.Module:
@@ -39,33 +40,57 @@ def create_encoder(name: str, weights: str = "none", **options: object) -> nn.Mo
             f"model.encoder.name={name} is not a model that timm knows; "
             f"{'near it: ' + ', '.join(near) if near else 'see timm.list_models()'}"
         )
-    if weights not in ("none", "timm"):
-        if not Path(weights).is_file():
-            raise UserError(
-                f"model.encoder.weights={weights} is no file; give the path of a file with weights of {name}, "
-                "timm for timm's own, or none to start from random weights"
-            )
-        options["pretrained_cfg_overlay"] = {"file": weights}
-    try:
-        encoder = timm.create_model(name, features_only=True, pretrained=weights != "none", **options)
-        if len(encoder.feature_info.channels()) > 4:  # convolutional networks list their stem's map as well
-            encoder = timm.create_model(
-                name,
-                features_only=True,
-                pretrained=weights != "none",
-                out_indices=(-4, -3, -2, -1),
-                **options,
-            )
-    except UserError:
-        raise
-    except Exception as error:
+    pretrained, from_file = weights == "timm", weights not in ("none", "timm")
+    if from_file and not Path(weights).is_file():
         raise UserError(
-            f"the encoder {name} with model.encoder.weights={weights} could not be made: "
-            f"{type(error).__name__}: {str(error)[:300]}; choose another timm model that supports features_only, "
-            "or a file with its weights"
+            f"model.encoder.weights={weights} is no file; give the path of a file with weights of {name}, "
+            "timm for timm's own, or none to start from random weights"
+        )
+    try:
+        encoder = timm.create_model(name, features_only=True, pretrained=pretrained, **options)
+        if len(encoder.feature_info.channels()) > 4:  # convolutional networks list their stem's map as well
+            last = (-4, -3, -2, -1)
+            encoder = timm.create_model(name, features_only=True, pretrained=pretrained, out_indices=last, **options)
+    except Exception as error:  # whatever a model's constructor or a download raises
+        reason = " ".join(str(error).split())[:200]
+        remedy = "choose another timm model that supports features_only"
+        if "drop_path_rate" in reason:
+            remedy = "give model.encoder.drop_path_rate=null, since it has no stochastic depth"
+        elif pretrained:
+            remedy = "give model.encoder.weights=PATH of a file, or none to start from random weights"
+        raise UserError(
+            f"the encoder {name} with model.encoder.weights={weights} could not be made "
+            f"({type(error).__name__}: {reason}); {remedy}"
         ) from error
+    if from_file:
+        _load_file(encoder, name, Path(weights))
     _check_maps(encoder, name)
     return encoder
+
+
+def _load_file(encoder: nn.Module, name: str, path: Path) -> None:
+    """Fill an encoder from a file; a file that lacks any of its weights, or has them in other sizes, is refused."""
+    try:
+        content = timm.models.load_state_dict(str(path))
+    except Exception as error:  # what the file's bytes make it raise
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"model.encoder.weights={path} cannot be read as weights ({type(error).__name__}: {reason})"
+        ) from error
+    own, found = encoder.state_dict(), {}
+    for key, value in content.items():
+        key = rename_published(key) if name.startswith("mit_") else key
+        # timm's feature extractors call stages.0 stages_0, or put the whole model below "model".
+        found.update({k: value for k in (key, key.replace(".", "_", 1), f"model.{key}") if k in own})
+    missing = [k for k in own if k not in found and not k.endswith("num_batches_tracked")]
+    wrong = [k for k, value in found.items() if value.shape != own[k].shape]
+    if missing or wrong:
+        example = (wrong or missing)[0]
+        raise UserError(
+            f"model.encoder.weights={path} are not weights of {name}: {len(missing)} of {len(own)} entries are "
+            f"missing and {len(wrong)} have another size, the first is {example}; give a file of {name}"
+        )
+    encoder.load_state_dict(found, strict=False)
 
 
 @torch.inference_mode()

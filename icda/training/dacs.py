@@ -46,7 +46,7 @@ def pseudo_label(logits: Tensor, threshold: float, border: tuple[int, int]) -> P
     weight = share.expand_as(confidence).clone()
     top, bottom = border
     weight[:, :top] = 0
-    weight[:, weight.shape[1] - bottom :] = 0
+    weight[:, max(0, weight.shape[1] - bottom) :] = 0
     return PseudoLabel(labels, weight, share, confidence)
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import shlex
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -36,12 +39,15 @@ def pick_device(name: str) -> torch.device:
     """The device that a name means; ``auto`` is a GPU if there is one.
 
     Raises:
-        UserError: If a GPU is asked for and there is none.
+        UserError: If the name is none of auto, cpu, cuda and cuda:N, or there is no such GPU.
     """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise UserError(f"device={name} is not known; choose one of auto, cpu, cuda, or cuda:1 for the second GPU")
+    found = torch.cuda.device_count()
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name != "cpu" and not torch.cuda.is_available():
-        raise UserError(f"device={name}, but this PyTorch ({torch.__version__}) sees no GPU; give device=cpu")
+        name = "cuda" if found else "cpu"
+    if name != "cpu" and int(name.partition(":")[2] or 0) >= found:
+        raise UserError(f"device={name}, but PyTorch {torch.__version__} sees {found} GPUs; give device=cpu or auto")
     return torch.device(name)
 
 
@@ -91,6 +97,7 @@ class Run:
         self.stream = training_stream(self.config, self.datasets, mean, std)
         self.step = 0
         self.best_miou = -1.0
+        self.records: list[str] = []  # lines of metrics.jsonl that a resumed run starts with
         self.seconds = 0.0  # of the run so far, earlier parts of a resumed run included
         if self.config.resume is not None:
             self._resume(self.config.resume)
@@ -99,10 +106,14 @@ class Run:
         loss, weights = self.config.loss, self.config.model.encoder.weights
         student = checkpoint.build_student(self.config.model, len(self.classes), loss.needs_dar)
         if weights == "none":
+            name = self.config.model.encoder.name
+            mit = (
+                f"PATH, the SegFormer authors' {name}.pth"
+                if name.startswith("mit_")
+                else "timm, or the path of a file"
+            )
             log.warning(
-                "the encoder %s starts from random weights; for pretrained ones give "
-                "model.encoder.weights=timm or the path of a file",
-                self.config.model.encoder.name,
+                "the encoder %s starts from random weights; for pretrained ones: model.encoder.weights=%s", name, mit
             )
         top, bottom = self.config.dataset.pseudo_label_border
         return TrainStep(
@@ -128,8 +139,7 @@ class Run:
             start=self.step * schedule.batch_size,
             pin_memory=self.device.type != "cpu",
         )
-        finished_before = self._validations() if self.step == schedule.max_steps else []
-        result: dict[str, Any] = json.loads(finished_before[-1]) if finished_before else {}
+        result: dict[str, Any] = {}
         self.method.train()
         with SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step) as board:
             bar = tqdm(
@@ -153,6 +163,9 @@ class Run:
                     self._save("last")
                 bar.update()
             bar.close()
+            if not result:  # resumed at its last step
+                result = self._validate(board, panels)
+                self._save("last")
         return self._finish(result)
 
     def _train_step(self, batch: Batch) -> dict[str, Tensor]:
@@ -165,8 +178,8 @@ class Run:
         broken = [name for name, value in terms.items() if not torch.isfinite(value)]
         if broken:
             raise UserError(
-                f"step {self.step}: the loss {', '.join(broken)} is not finite; lower schedule.lr or lengthen "
-                f"schedule.warmup_steps, and go on from {self.folder / 'checkpoints' / 'last.pt'} with resume="
+                f"step {self.step}: the loss {', '.join(broken)} is not finite; start again, or from an earlier "
+                f"checkpoint with resume=, with a lower schedule.lr or a longer schedule.warmup_steps"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -221,7 +234,6 @@ class Run:
         method = self.method
         teacher = None if method.teacher is None else method.teacher.model
         content = checkpoint.content_of(self.cfg, self.classes, method.student, teacher, self.step)
-        content["miou"] = self.best_miou
         if name == "last":
             content["training"] = {
                 "frozen": None if method.frozen is None else method.frozen.state_dict(),
@@ -236,6 +248,7 @@ class Run:
         """Go on from a ``last`` checkpoint as if the run had never stopped."""
         path = self.folder / "checkpoints" / "last.pt" if source == "auto" else Path(source)
         if source == "auto" and not path.exists():
+            log.info("resume=auto: no %s yet, so the run starts at step 0", path)
             return
         content = checkpoint.read(path, self.device)
         if "training" not in content:
@@ -253,24 +266,43 @@ class Run:
             for module, state in pairs:
                 if module is not None:
                     module.load_state_dict(state)
+            settings = [(group["base_lr"], group["weight_decay"]) for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(training["optimizer"])
+            for group, (base_lr, decay) in zip(self.optimizer.param_groups, settings, strict=True):
+                group.update(base_lr=base_lr, weight_decay=decay)  # the configuration's, not the checkpoint's
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"resume={path} does not fit this configuration: {reason}; give the run's own") from error
         self.step, self.best_miou, self.seconds = content["step"], training["best_miou"], training["seconds"]
+        if self.step > self.config.schedule.max_steps:
+            raise UserError(
+                f"resume={path} is at step {self.step}, past schedule.max_steps={self.config.schedule.max_steps}; "
+                "raise it"
+            )
+        self._adopt(path.resolve().parents[1])
 
-    def _validations(self) -> list[str]:
-        """The lines of ``metrics.jsonl`` up to the current step."""
-        path = self.folder / "metrics.jsonl"
+    def _adopt(self, earlier: Path) -> None:
+        """Take over what a resumed run left in its folder: validations so far and, in another folder, its best."""
+        self.records = self._read_records(earlier)
+        best, here = earlier / "checkpoints" / "best.pt", self.folder / "checkpoints" / "best.pt"
+        if not best.exists():
+            self.best_miou = -1.0
+        elif best != here.resolve():
+            here.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(best, here)
+
+    def _read_records(self, folder: Path) -> list[str]:
+        """The lines of a folder's ``metrics.jsonl`` up to the current step; the last step is validated anew."""
+        limit = min(self.step, self.config.schedule.max_steps - 1)
+        path = folder / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
-        return [line for line in lines if json.loads(line)["step"] <= self.step]
+        return [line for line in lines if json.loads(line)["step"] <= limit]
 
     def _start_records(self) -> None:
         """Drop what an earlier run in this folder recorded after the step that this one starts from."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "summary.json").unlink(missing_ok=True)
-        kept = self._validations() if self.step else []
-        (self.folder / "metrics.jsonl").write_text("".join(line + "\n" for line in kept))
+        (self.folder / "metrics.jsonl").write_text("".join(line + "\n" for line in self.records))
 
     def _announce(self) -> None:
         source, target, val = self.datasets.source, self.datasets.target, self.datasets.val
@@ -311,6 +343,6 @@ class Run:
         best = self.folder / "checkpoints" / "best.pt"
         log.info("best mIoU %s after %d steps, %.0f s", percent(self.best_miou), self.step, self.seconds)
         log.info("run folder: %s", self.folder)
-        log.info("next: python scripts/eval.py ckpt=%s save_predictions=true", best)
-        log.info("      tensorboard --logdir %s", self.folder)
+        log.info("next: python scripts/eval.py ckpt=%s save_predictions=true", shlex.quote(str(best)))
+        log.info("      tensorboard --logdir %s", shlex.quote(str(self.folder)))
         return summary

@@ -28,7 +28,7 @@ class Panels:
         self.val = val
         self.val_indices = np.unique(np.linspace(0, len(val) - 1, min(rows, len(val))).round().astype(int))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def training(self, method: TrainStep, device: torch.device) -> np.ndarray:
         """Source, enhanced twin and its label, night image, reference, pseudo label and prediction.
 
@@ -38,6 +38,9 @@ class Panels:
         student, classes = method.student, method.classes
         was_training = student.training
         student.eval()
+        # The teacher's batch norm always works on the batch at hand, and would keep statistics of these pictures.
+        buffers = [] if method.teacher is None else list(method.teacher.buffers())
+        kept = [buffer.clone() for buffer in buffers]
         columns: dict[str, list[np.ndarray]] = {}
 
         def add(name: str, picture: np.ndarray) -> None:
@@ -59,6 +62,8 @@ class Panels:
                 add("pseudo label", classes.colorize(pseudo.cpu().numpy()))
             add("prediction", classes.colorize(predict(student, night, night.shape[2:])[0].cpu().numpy()))
         student.train(was_training)
+        for buffer, value in zip(buffers, kept, strict=True):
+            buffer.copy_(value)
         return contact_sheet(columns)
 
     @torch.inference_mode()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from timm.layers import DropPath
 from torch import nn
 from transformers import SegformerConfig, SegformerModel
@@ -110,53 +113,47 @@ def test_weights_of_the_segformer_authors_are_read_through_timm(tmp_path):
     torch.testing.assert_close(encoder.eval()(x)[-1], donor.eval().forward_intermediates(x)[1][-1])
 
 
-def transformers_name(name: str) -> str:
-    """The name in transformers of a parameter of ``features_only`` MiT (keys and values apart)."""
-    if name.startswith("patch_embed."):
-        return name.replace("patch_embed.norm", "stages.0.patch_embeddings.layer_norm").replace(
-            "patch_embed.proj", "stages.0.patch_embeddings.proj"
-        )
-    for ours, theirs in (
-        ("stages_", "stages."),
-        ("downsample.norm", "patch_embeddings.layer_norm"),
-        ("downsample.proj", "patch_embeddings.proj"),
-        ("attn.sr.", "attention.sequence_reduction.sequence_reduction."),
-        ("attn.norm.", "attention.sequence_reduction.layer_norm."),
-        ("attn.proj.", "attention.o_proj."),
-        ("attn.q.", "attention.q_proj."),
-        ("norm1.", "layernorm_before."),
-        ("norm2.", "layernorm_after."),
-        ("mlp.dwconv.", "mlp.dwconv.dwconv."),
-    ):
-        name = name.replace(ours, theirs)
-    if name.count(".") == 3 and ".norm." in name:
-        name = name.replace(".norm.", ".layer_norm.")
-    return name
+def transformers_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Our weights in the layout of the files that transformers reads and writes, whatever its version."""
+    renamed = {}
+    for name, value in state.items():
+        name = re.sub(r"^patch_embed\.", "stages_0.downsample.", name)
+        stage, rest = re.match(r"stages_(\d)\.(.*)", name).groups()
+        for ours, theirs in (
+            (r"^downsample\.norm", f"patch_embeddings.{stage}.layer_norm"),
+            (r"^downsample\.proj", f"patch_embeddings.{stage}.proj"),
+            (r"^norm", f"layer_norm.{stage}"),
+            (r"^blocks\.(\d+)\.norm([12])", rf"block.{stage}.\1.layer_norm_\2"),
+            (r"^blocks\.(\d+)\.attn\.q", rf"block.{stage}.\1.attention.self.query"),
+            (r"^blocks\.(\d+)\.attn\.sr", rf"block.{stage}.\1.attention.self.sr"),
+            (r"^blocks\.(\d+)\.attn\.norm", rf"block.{stage}.\1.attention.self.layer_norm"),
+            (r"^blocks\.(\d+)\.attn\.proj", rf"block.{stage}.\1.attention.output.dense"),
+            (r"^blocks\.(\d+)\.mlp\.fc([12])", rf"block.{stage}.\1.mlp.dense\2"),
+            (r"^blocks\.(\d+)\.mlp\.dwconv", rf"block.{stage}.\1.mlp.dwconv.dwconv"),
+        ):
+            rest = re.sub(ours, theirs, rest)
+        if match := re.match(r"blocks\.(\d+)\.attn\.kv\.(\w+)", rest):
+            for kind, half in zip(("key", "value"), value.chunk(2), strict=True):
+                renamed[f"encoder.block.{stage}.{match[1]}.attention.self.{kind}.{match[2]}"] = half.contiguous()
+        else:
+            renamed[f"encoder.{rest}"] = value
+    return renamed
 
 
 @pytest.mark.parametrize("name", ["mit_b0", "mit_b5"])
 @torch.no_grad()
-def test_agrees_with_transformers(name):
+def test_agrees_with_transformers(name, tmp_path):
     torch.manual_seed(0)
     ours = features(name)
-    depths, widths = DEPTHS[name], ours.feature_info.channels()
-    theirs = SegformerModel(SegformerConfig(depths=list(depths), hidden_sizes=widths, drop_path_rate=0.0)).eval()
-    state = {}
-    for key, value in ours.state_dict().items():
-        if ".attn.kv." in key:
-            stem, leaf = key.split(".attn.kv.")
-            for letter, half in zip("kv", value.chunk(2), strict=True):
-                state[transformers_name(f"{stem}.attention.{letter}_proj.{leaf}")] = half
-        else:
-            state[transformers_name(key)] = value
-    theirs.load_state_dict(state, strict=True)
-    for module in theirs.modules():  # theirs has 1e-5 everywhere; the original, and ours, 1e-6 outside embeddings
-        if isinstance(module, nn.LayerNorm):
-            module.eps = 1e-5
-    for module in ours.modules():
+    config = SegformerConfig(depths=list(DEPTHS[name]), hidden_sizes=ours.feature_info.channels(), drop_path_rate=0.0)
+    config.save_pretrained(tmp_path)
+    save_file(transformers_state(ours.state_dict()), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    theirs, loading = SegformerModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not loading["missing_keys"] and not loading["unexpected_keys"]
+    for module in ours.modules():  # theirs has 1e-5 everywhere; the original, and ours, 1e-6 outside embeddings
         if isinstance(module, nn.LayerNorm):
             module.eps = 1e-5
     x = torch.randn(2, 3, 96, 160)
-    expected = theirs(x, output_hidden_states=True).hidden_states
+    expected = theirs.eval()(x, output_hidden_states=True).hidden_states
     for mine, other in zip(ours(x), expected, strict=True):
         torch.testing.assert_close(mine, other.reshape(mine.shape), rtol=0, atol=2e-5)

@@ -57,12 +57,32 @@ def test_weights(tmp_path):
         create_encoder("mit_b0", weights=str(tmp_path / "mit_b0.pth"))
     broken = tmp_path / "broken.pth"
     broken.write_text("<html>")
-    with pytest.raises(UserError, match="could not be made"):
+    with pytest.raises(UserError, match="cannot be read as weights"):
+        create_encoder("mit_b0", weights=str(broken))
+    torch.save(timm.create_model("resnet18").state_dict(), broken)
+    with pytest.raises(UserError, match=r"are not weights of mit_b0: \d+ of \d+ entries are missing"):
+        create_encoder("mit_b0", weights=str(broken))
+    torch.save(timm.create_model("mit_b1").state_dict(), broken)
+    with pytest.raises(UserError, match=r"have another size"):
         create_encoder("mit_b0", weights=str(broken))
     donor = timm.create_model("mit_b0")
     torch.save(donor.state_dict(), tmp_path / "mit_b0.pth")
     encoder = create_encoder("mit_b0", weights=str(tmp_path / "mit_b0.pth"))
     torch.testing.assert_close(encoder.patch_embed.proj.weight, donor.patch_embed.proj.weight)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "tf_efficientnet_lite0"])
+def test_weights_of_other_encoders(tmp_path, name):
+    donor = timm.create_model(name).eval()
+    torch.save({"state_dict": donor.state_dict()}, tmp_path / "weights.pth")
+    encoder = create_encoder(name, weights=str(tmp_path / "weights.pth")).eval()
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(encoder(x)[-1], donor.forward_intermediates(x)[1][-1])
+
+
+def test_an_encoder_without_stochastic_depth_says_so():
+    with pytest.raises(UserError, match=r"give model\.encoder\.drop_path_rate=null"):
+        create_encoder("densenet121", drop_path_rate=0.1)
 
 
 def test_without_dar():

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import CONF
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from icda.cli import CONF
 from icda.errors import UserError
 from icda.scoring import score
 from icda.training.loop import Run, pick_device, train
@@ -186,6 +187,52 @@ def test_resuming_with_another_loss_or_from_nothing(finished, compose_train, tmp
     assert Run(compose_train("resume=auto"), tmp_path).step == 0
 
 
+def test_going_on_in_another_folder_takes_the_best_and_the_record_along(finished, compose_train, tmp_path):
+    last = finished / "checkpoints" / "last.pt"
+    run = Run(compose_train("schedule.max_steps=4", f"resume={last}", "schedule.lr=1e-5"), tmp_path)
+    rates = {g["part"]: g["base_lr"] for g in run.optimizer.param_groups}
+    assert rates == pytest.approx({"encoder": 1e-5, "head": 1e-5, "dar": 1e-6})  # the configuration's
+    run.best_miou = 2.0  # nothing to come is better
+    summary = run.train()
+    assert summary["steps"] == 4
+    assert (tmp_path / "checkpoints" / "best.pt").read_bytes() == (finished / "checkpoints" / "best.pt").read_bytes()
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [2, 3, 4]
+
+
+def test_a_finished_run_in_another_folder_is_scored_again(finished, compose_train, tmp_path):
+    last = finished / "checkpoints" / "last.pt"
+    summary = train(compose_train("schedule.max_steps=3", f"resume={last}"), tmp_path)
+    assert summary["last_miou"] == json.loads((finished / "summary.json").read_text())["last_miou"]
+    assert (tmp_path / "checkpoints" / "last.pt").exists()
+    with pytest.raises(UserError, match=r"is at step 3, past schedule\.max_steps=2"):
+        Run(compose_train(f"resume={last}"), tmp_path)
+
+
+def test_pictures_do_not_change_the_run(compose_train, tmp_path):
+    for panels in (0, 2):
+        train(compose_train(f"panels={panels}"), tmp_path / str(panels))
+    one, other = weights(tmp_path / "0"), weights(tmp_path / "2")
+    assert all(torch.equal(one[n], other[n]) for n in one)
+
+
+def test_files_that_nothing_reads_are_not_asked_for(compose_train, demo_data, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(demo_data, data)
+    shutil.rmtree(data / "demo" / "DarkZurich" / "corresp")
+    shutil.rmtree(data / "demo" / "DarkZurich" / "rgb_anon" / "val_ref")
+    for overrides in (["loss=dacs"], ["dataset.reference=enhanced"], ["loss=source_only"]):
+        Run(compose_train(f"data_dir={data}", *overrides), tmp_path)
+    with pytest.raises(UserError, match="corresp"):
+        Run(compose_train(f"data_dir={data}"), tmp_path)
+
+
+def test_without_a_target(compose_train, tmp_path):
+    assert Run(compose_train("dataset.target=null", "loss=source_only"), tmp_path).datasets.target is None
+    with pytest.raises(UserError, match=r"dataset\.target is null, but the loss learns from night images"):
+        Run(compose_train("dataset.target=null", "loss=dacs"), tmp_path)
+
+
 def test_bad_data_is_said_before_the_first_step(compose_train, tmp_path):
     with pytest.raises(UserError, match=r"no folder .*nowhere"):
         Run(compose_train("data_dir=nowhere"), tmp_path)
@@ -201,9 +248,12 @@ def test_bad_data_is_said_before_the_first_step(compose_train, tmp_path):
 
 def test_device():
     assert pick_device("cpu").type == "cpu"
+    for name in ("gpu", "cuda:x", "cpu:0"):
+        with pytest.raises(UserError, match=f"device={name} is not known"):
+            pick_device(name)
     assert pick_device("auto").type in ("cpu", "cuda")
     if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="sees no GPU"):
+        with pytest.raises(UserError, match="sees 0 GPUs"):
             pick_device("cuda")
 
 
