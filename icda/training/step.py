@@ -139,33 +139,32 @@ class TrainStep(nn.Module):
         if self.teacher is not None:
             self.teacher.update(self.student, step)  # 1
         source_maps = self.student.encoder(batch.source)
-        new = {"source": self.segment(source_maps, batch.source, batch.source_label)}  # 2
+        new = {"source": self.l_src(source_maps, batch)}  # 2
         if self.frozen is not None:
-            new["feature_distance"] = self.distance_to_frozen(source_maps, batch)  # 3
+            new["feature_distance"] = self.l_fd(source_maps, batch)  # 3
         self.backward(new, terms)
         if batch.enhanced is not None:
-            enhanced_maps = self.student.encoder(batch.enhanced)
+            with torch.set_grad_enabled(self.loss.enhanced > 0):
+                enhanced_maps = self.student.encoder(batch.enhanced)
             if self.loss.enhanced:
-                new = {"enhanced": self.segment(enhanced_maps, batch.enhanced, batch.enhanced_label)}  # 4
-                self.backward(new, terms)
+                self.backward({"enhanced": self.l_enh(enhanced_maps, batch)}, terms)  # 4
         if self.loss.needs_dar_source:
             logits = self.coupled_logits(enhanced_maps, source_maps, batch.enhanced)
-            new = {"reference": cross_entropy(logits, batch.enhanced_label, self.classes.ignore_index)}  # 5
+            new = {"reference": self.l_ref(logits, batch)}  # 5
             if self.pca is not None:
                 self.pca.update(logits, batch.enhanced_label)
-                new["pca_source"] = self.pca(logits)
+                new["pca_source"] = self.l_pca_src(logits)
             self.backward(new, terms)
         if self.loss.pca_target:
             with torch.no_grad():
                 target_maps, reference_maps = map(self.student.encoder, (batch.target, batch.reference))
             logits = self.coupled_logits(target_maps, reference_maps, batch.target)
-            self.backward({"pca_target": self.pca(logits)}, terms)  # 6
+            self.backward({"pca_target": self.l_pca_trg(logits)}, terms)  # 6
         if self.teacher is not None:
             pseudo, target = self.pseudo_labels(batch, draws)  # 7
             mean, std = self.student.mean, self.student.std
-            image, labels, weight = mix(batch.source, batch.source_label, target, pseudo, draws.dacs, mean, std)  # 8
-            mixed_maps = self.student.encoder(image)
-            self.backward({"mix": self.segment(mixed_maps, image, labels, weight)}, terms)
+            mixed = mix(batch.source, batch.source_label, target, pseudo, draws.dacs, mean, std)
+            self.backward({"mix": self.l_mix(*mixed)}, terms)  # 8
             terms["pseudo_label_share"] = pseudo.share
         return terms
 
@@ -176,18 +175,42 @@ class TrainStep(nn.Module):
             total.backward()
         terms.update({name: value.detach() for name, value in new.items()})
 
-    def segment(self, maps: list[Tensor], image: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Cross entropy of the student's logits from its maps, at the image's size."""
-        logits = self.student.upsample(self.student.head(maps), image.shape[2:])
-        return cross_entropy(logits, labels, self.classes.ignore_index, weight)
+    def l_src(self, source_maps: list[Tensor], batch: Batch) -> Tensor:
+        """L_src: cross entropy of the labelled day image S (method section 7.2)."""
+        return self.segment(source_maps, batch.source, batch.source_label)
 
-    def distance_to_frozen(self, source_maps: list[Tensor], batch: Batch) -> Tensor:
-        """The feature distance of the last map, at cells that are things."""
+    def l_fd(self, source_maps: list[Tensor], batch: Batch) -> Tensor:
+        """Feature distance of the last map of S to the frozen encoder's, at cells of things (method section 7.3)."""
         with torch.no_grad():
             frozen = self.frozen(batch.source)[-1]
         things, count = self.classes.things, len(self.classes)
         cells = thing_cells(batch.source_label, frozen.shape[2:], things, count, self.loss.feature_distance_min_share)
         return feature_distance(source_maps[-1], frozen, cells)
+
+    def l_enh(self, enhanced_maps: list[Tensor], batch: Batch) -> Tensor:
+        """L_enh: cross entropy of the enhanced twin E (method section 7.4)."""
+        return self.segment(enhanced_maps, batch.enhanced, batch.enhanced_label)
+
+    def l_ref(self, coupled: Tensor, batch: Batch) -> Tensor:
+        """L_ref: cross entropy of logits of F~_E, the twin coupled to S by DAR (method section 7.5)."""
+        return cross_entropy(coupled, batch.enhanced_label, self.classes.ignore_index)
+
+    def l_pca_src(self, coupled: Tensor) -> Tensor:
+        """L_pca_src: alignment of logits of F~_E to the prototypes (method section 7.5)."""
+        return self.pca(coupled)
+
+    def l_pca_trg(self, coupled: Tensor) -> Tensor:
+        """L_pca_trg: alignment of logits of F~_T to the prototypes (method section 7.6)."""
+        return self.pca(coupled)
+
+    def l_mix(self, image: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+        """L_mix: weighted cross entropy of the DACS mix (method section 7.8)."""
+        return self.segment(self.student.encoder(image), image, labels, weight)
+
+    def segment(self, maps: list[Tensor], image: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Cross entropy of the student's logits from its maps, at the image's size."""
+        logits = self.student.upsample(self.student.head(maps), image.shape[2:])
+        return cross_entropy(logits, labels, self.classes.ignore_index, weight)
 
     def coupled_logits(self, night: list[Tensor], day: list[Tensor], image: Tensor) -> Tensor:
         """Logits of DAR's maps, through which DAR alone is trained: encoder maps and head weights are constants."""
