@@ -358,7 +358,7 @@ def validate_eval(cfg: DictConfig) -> EvalConfig:
     Raises:
         UserError: See ``validate``.
     """
-    own = OmegaConf.create({key: cfg._get_node(key) for key in cfg if key != "dataset"})
+    own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "dataset"])
     if OmegaConf.is_missing(cfg, "ckpt"):
         raise UserError("ckpt is missing; give a checkpoint as ckpt=runs/.../checkpoints/best.pt")
     return _checked(EvalConfig, own, _EVAL_CHECKS)
