@@ -92,11 +92,6 @@ class Cityscapes(SegmentationDataset):
         assert self._translations is not None, f"{self.name} was made without translations"
         return self._read_like(self._translations[index], self.samples[index])
 
-    @property
-    def has_translations(self) -> bool:
-        """Whether :meth:`translation` can be used."""
-        return self._translations is not None
-
     def _find_translations(self, root: str | None, split: str, images: dict[str, Path]) -> tuple[Path, ...] | None:
         if root is None:
             return None

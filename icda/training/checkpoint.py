@@ -17,6 +17,7 @@ from icda.errors import UserError
 from icda.models import SegmentationModel, build_model
 
 FORMAT = 1
+CONTENT = frozenset({"config", "classes", "step", "student", "teacher"})  # what every checkpoint holds
 
 
 def build_student(
@@ -87,6 +88,8 @@ def read(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]
         raise UserError(
             f"{path} has format {content['format']}, this version of icda reads {FORMAT}; use its version"
         )
+    if lacking := sorted(CONTENT - set(content)):
+        raise UserError(f"{path} is not a whole checkpoint, it lacks {', '.join(lacking)}; {expected}")
     return content
 
 

@@ -24,13 +24,11 @@ class PseudoLabel:
         labels: (B, H, W) int64 class ids.
         weight: (B, H, W) float, 0..1: how much a pixel counts.
         share: Scalar float: share of the batch's pixels above the threshold.
-        confidence: (B, H, W) float, 0..1: probability of the label.
     """
 
     labels: Tensor
     weight: Tensor
     share: Tensor
-    confidence: Tensor
 
 
 def pseudo_label(logits: Tensor, threshold: float, border: tuple[int, int]) -> PseudoLabel:
@@ -47,7 +45,7 @@ def pseudo_label(logits: Tensor, threshold: float, border: tuple[int, int]) -> P
     top, bottom = border
     weight[:, :top] = 0
     weight[:, max(0, weight.shape[1] - bottom) :] = 0
-    return PseudoLabel(labels, weight, share, confidence)
+    return PseudoLabel(labels, weight, share)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from icda.training import checkpoint
 
 def test_round_trip(tmp_path):
     path = tmp_path / "new" / "last.pt"
-    checkpoint.save(path, {"x": torch.arange(3), "name": "a"})
+    checkpoint.save(path, whole(x=torch.arange(3), name="a"))
     content = checkpoint.read(path)
     assert content["x"].tolist() == [0, 1, 2] and content["name"] == "a"
     assert [p.name for p in path.parent.iterdir()] == ["last.pt"]
@@ -21,7 +21,7 @@ def test_round_trip(tmp_path):
 
 def test_a_failed_write_leaves_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / "last.pt"
-    checkpoint.save(path, {"x": 1})
+    checkpoint.save(path, whole(x=1))
 
     def full_disk(_content, file):
         file.write(b"half")
@@ -29,9 +29,13 @@ def test_a_failed_write_leaves_the_old_one(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(OSError, match="No space"):
-        checkpoint.save(path, {"x": 2})
+        checkpoint.save(path, whole(x=2))
     assert checkpoint.read(path)["x"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def whole(**more) -> dict:
+    return {**dict.fromkeys(checkpoint.CONTENT), **more}
 
 
 class Evil:
@@ -40,12 +44,12 @@ class Evil:
 
 
 def test_other_files(tmp_path):
-    whole = tmp_path / "whole.pt"
-    checkpoint.save(whole, {"x": torch.zeros(1000)})
+    intact = tmp_path / "whole.pt"
+    checkpoint.save(intact, whole(x=torch.zeros(1000)))
     files = {
         "page.pt": b"<html>404</html>",
         "empty.pt": b"",
-        "torn.pt": whole.read_bytes()[:700],
+        "torn.pt": intact.read_bytes()[:700],
         "evil.pt": pickle.dumps(Evil()),
     }
     for name, data in files.items():
@@ -59,5 +63,8 @@ def test_other_files(tmp_path):
     torch.save({"format": 99}, tmp_path / "later.pt")
     with pytest.raises(UserError, match="format 99, this version of icda reads 1"):
         checkpoint.read(tmp_path / "later.pt")
+    torch.save({"format": 1, "student": {}}, tmp_path / "part.pt")
+    with pytest.raises(UserError, match="lacks classes, config, step, teacher"):
+        checkpoint.read(tmp_path / "part.pt")
     with pytest.raises(UserError, match="there is no checkpoint"):
         checkpoint.read(tmp_path / "none.pt")
