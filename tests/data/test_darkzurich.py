@@ -9,6 +9,7 @@ from PIL import Image
 
 from icda.data.classes import CITYSCAPES
 from icda.data.darkzurich import DarkZurich
+from icda.data.pairs import compare_pairs, read_pairs, write_pairs
 from icda.errors import UserError
 
 NIGHT = ("GOPR0351/GOPR0351_frame_000001", "GOPR0351/GOPR0351_frame_000002", "GP010376/GP010376_frame_000007")
@@ -72,30 +73,44 @@ def test_pairs_from_a_file_agree_with_the_official_ones(tmp_path):
     root = make_train(tmp_path)
     listed = tmp_path / "zurich_dn_pair_train.csv"
     listed.write_text("\ufeff" + "".join(line(*pair) for pair in PAIRS[::-1]).replace("\n", "\r\n") + "\r\n")
-    assert DarkZurich(str(root), "train", pairs=str(listed)).samples == DarkZurich(str(root), "train").samples
+    dataset = DarkZurich(str(root), "train", pairs=str(listed))
+    assert dataset.samples == DarkZurich(str(root), "train").samples
+    assert dataset.pairing == f"3 pairs from the list {listed}"
+    for value in (None, "auto", "corresp"):
+        official = DarkZurich(str(root), "train", pairs=value)
+        assert official.samples == dataset.samples
+        assert official.pairing == f"3 pairs from 2 lists in {root}/corresp/train/night"
+    assert dataset.pairs == {f"train/night/{night}": f"train/day/{day}" for night, day in PAIRS}
+    write_pairs(tmp_path / "again.csv", dataset.pairs.items())
+    assert {n: d for _, n, d in read_pairs("", tmp_path / "again.csv")} == dataset.pairs
 
 
 def test_unpaired_images_are_dropped_and_counted_or_refused(tmp_path):
     root = str(make_train(tmp_path, pairs=PAIRS[:1]))
     dataset = DarkZurich(root, "train")
     assert dataset.unpaired == 2 and [sample.key for sample in dataset.samples] == [f"night/{NIGHT[0]}"]
-    with pytest.raises(UserError, match=r"2 of 3 night images have no pair, the first is .*000002_rgb_anon\.png"):
+    with pytest.raises(UserError, match=r"2 of 3 images have no day reference, the first is .*000002_rgb_anon\.png"):
         DarkZurich(root, "train", unpaired="error")
-    with pytest.raises(UserError, match="unpaired is 'keep'; choose one of drop, error"):
-        DarkZurich(root, "train", unpaired="keep")
+    unchecked = DarkZurich(root, "train", unpaired="error", check=False)
+    assert [sample.key for sample in unchecked.missing["reference"]] == [f"night/{key}" for key in NIGHT[1:]]
+    kept = DarkZurich(root, "train", unpaired="keep")
+    assert [sample.reference is None for sample in kept.samples] == [False, True, True]
+    assert kept.unpaired == 2 and kept.missing == {} and len(kept.pairs) == 1
+    with pytest.raises(UserError, match="unpaired is 'skip'; choose one of drop, keep, error"):
+        DarkZurich(root, "train", unpaired="skip", references=False)
     everything = DarkZurich(root, "train", references=False)
     assert len(everything) == 3 and everything.unpaired == 0 and everything.samples[0].reference is None
-    with pytest.raises(UserError, match="no night image has a pair"):
+    with pytest.raises(UserError, match="none of the 3 images has a day reference"):
         DarkZurich(str(make_train(tmp_path / "none", pairs=())), "train")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (line(NIGHT[0], "GOPR0345/GOPR0345_frame_999999"), r"line 1 names a missing file: .*999999_rgb_anon\.png"),
-        (line("GOPR0351/GOPR0351_frame_000009", DAY[0]), r"line 1 names a missing file: .*000009_rgb_anon\.png"),
+        (line(NIGHT[0], "GOPR0345/GOPR0345_frame_999999"), "line 1 names a day image that is missing: .*999999;"),
+        (line("GOPR0351/GOPR0351_frame_000009", DAY[0]), "line 1 names a night image that is missing: .*000009;"),
         (line(*PAIRS[0]) + line(NIGHT[0], DAY[1]), "line 2 pairs .*000001 a second time, with another day image"),
-        ("night,day\n", "line 1 is 'night,day'; expected two columns"),
+        ("train/night/x,train/day/y,1\n", "line 1 is .*; expected two columns"),
         (line(*PAIRS[0]) + "\ntrain/night/x\n", "line 3 is 'train/night/x'; expected two columns"),
     ],
 )
@@ -104,6 +119,16 @@ def test_faulty_pairs(tmp_path, text, message):
     (tmp_path / "pairs.csv").write_text(text)
     with pytest.raises(UserError, match=rf"pairs\.csv, {message}"):
         DarkZurich(str(root), "train", pairs=str(tmp_path / "pairs.csv"))
+
+
+def test_lines_that_name_missing_files_are_counted_without_the_check(tmp_path):
+    root = make_train(tmp_path)
+    (root / f"rgb_anon/train/day/{DAY[1]}_rgb_anon.png").unlink()
+    with pytest.raises(UserError, match=r"GP010376_ref_day\.csv, line 1 names a day image that is missing: .*000900"):
+        DarkZurich(str(root), "train")
+    dataset = DarkZurich(str(root), "train", check=False, unpaired="keep")
+    assert dataset.samples[2].reference is None and len(dataset) == 3
+    assert dataset.pairing.endswith("night; 1 lines name missing images")
 
 
 def test_repeated_pairs_and_file_endings_are_accepted(tmp_path):
@@ -115,7 +140,9 @@ def test_repeated_pairs_and_file_endings_are_accepted(tmp_path):
 
 def test_missing_lists_of_pairs(tmp_path):
     root = make_train(tmp_path)
-    with pytest.raises(UserError, match=r"the list of pairs .*gone\.csv does not exist"):
+    with pytest.raises(
+        UserError, match=r"none of auto, corresp, gps, and the list of pairs .*gone\.csv does not exist"
+    ):
         DarkZurich(str(root), "train", pairs=str(tmp_path / "gone.csv"))
     for file in (root / "corresp").rglob("*.csv"):
         file.unlink()
@@ -150,8 +177,11 @@ def test_references_by_the_official_lists(tmp_path):
         (folder / f"GOPR0356_frame_{frame:06d}_ref_rgb_anon.png").rename(
             folder / f"GOPR0356_frame_{other:06d}_ref_rgb_anon.png"
         )
-    with pytest.raises(UserError, match=r"0 references for .*000321_rgb_anon\.png: none; expected one"):
+    with pytest.raises(
+        UserError, match=r"2 of 2 images have no reference, the first is .*000321_rgb.*references=false"
+    ):
         DarkZurich(str(tmp_path), "val")
+    assert len(DarkZurich(str(tmp_path), "val", check=False).missing["reference"]) == 2
     lists = tmp_path / "lists_file_names"
     lists.mkdir()
     (lists / "val_filenames.txt").write_text(
@@ -199,14 +229,180 @@ def test_missing_and_broken(tmp_path):
     with pytest.raises(UserError, match=r"000345_gt_labelTrainIds\.png.*: 19 \(60 pixels\).*0 to 18 and 255"):
         DarkZurich(str(tmp_path), "val").label(1)
     label.unlink()
+    assert (DarkZurich(str(tmp_path), "val").label(1) == 18).all()  # from labelIds, 33 is bicycle
+    label.with_name(label.name.replace("TrainIds", "Ids")).unlink()
     with pytest.raises(UserError, match=r"1 of 2 images have no label, the first is .*000345_rgb_anon\.png"):
         DarkZurich(str(tmp_path), "val")
     with pytest.raises(UserError, match="pairs is for the train split"):
         DarkZurich(str(tmp_path), "val", pairs="x.csv")
 
 
-def test_packages_unzipped_side_by_side(tmp_path):
-    make_train(tmp_path, "Dark_Zurich_train_anon")
-    make_val(tmp_path, "val", "Dark_Zurich_val_anon")
-    make_val(tmp_path, "test", "Dark_Zurich_test_anon_withoutGt")
+@pytest.mark.parametrize(
+    "packages",
+    [
+        ("Dark_Zurich_train_anon", "Dark_Zurich_val_anon", "Dark_Zurich_test_anon_withoutGt"),
+        ("train", "val", "test"),
+        ("dark_zurich", "dark_zurich", "dark_zurich"),
+    ],
+)
+def test_packages_unzipped_side_by_side(tmp_path, packages):
+    make_train(tmp_path, packages[0])
+    make_val(tmp_path, "val", packages[1])
+    make_val(tmp_path, "test", packages[2])
     assert [len(DarkZurich(str(tmp_path), split)) for split in ("train", "val", "test")] == [3, 2, 2]
+
+
+PLACES = {  # degrees; one thousandth of a degree of latitude is 111.2 m
+    NIGHT[0]: (47.3700, 8.5400),
+    NIGHT[1]: (47.3710, 8.5400),
+    NIGHT[2]: (47.3801, 8.5400),
+    DAY[0]: (47.3701, 8.5400),
+    DAY[1]: (47.3800, 8.5400),
+}
+
+
+def make_positions(root: Path, places: dict[str, tuple[float, float]] = PLACES, header: str = "") -> Path:
+    for key, (first, second) in places.items():
+        time = "night" if key in NIGHT else "day"
+        file = root / f"gps/train/{time}/{key}.csv"  # a file for each image, or
+        if time == "day":
+            file = file.with_name("gps.csv")  # one for the sequence: either is read
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a") as stream:
+            stream.write(f"{header}train/{time}/{key},{first},{second},411.0,7.2\n")
+    (root / "gps/train/twilight/GOPR0348").mkdir(parents=True)
+    (root / "gps/train/twilight/GOPR0348/x.csv").write_text('"')
+    return root
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_pairs_by_position(tmp_path, turned):
+    places = {key: place[::-1] if turned else place for key, place in PLACES.items()}
+    root = make_positions(make_train(tmp_path), places, header="frame,lat,lon\n")
+    dataset = DarkZurich(str(root), "train", pairs="gps")
+    assert dataset.pairs == {f"train/night/{NIGHT[i]}": f"train/day/{DAY[j]}" for i, j in ((0, 0), (2, 1))}
+    assert dataset.unpaired == 1 and len(dataset) == 2
+    assert dataset.pairing == (
+        "nearest day image within 20 m: 3 positions, nearest day image at 11.1 to 100.1 m, median 11.1 m, "
+        "90 % within 82.3 m, 1 beyond reach; 0 night and 0 day images have no position"
+    )
+    everywhere = DarkZurich(str(root), "train", pairs="gps", max_distance=None)
+    assert everywhere.unpaired == 0 and everywhere.pairing.startswith("nearest day image at any distance: ")
+    # The lists pair the second night image with the first day image, as the positions do; the third pair agrees too.
+    official = DarkZurich(str(root), "train", pairs="corresp")
+    assert compare_pairs(official.pairs, dataset.pairs).startswith(
+        "2 night images have the same day image in both, 0"
+    )
+    with pytest.raises(UserError, match=r"max_distance is -1; expected metres above 0"):
+        DarkZurich(str(root), "train", max_distance=-1)
+
+
+def test_positions_are_used_where_there_are_no_lists(tmp_path):
+    root = make_positions(make_train(tmp_path))
+    assert DarkZurich(str(root), "train").unpaired == 0
+    for file in (root / "corresp").rglob("*.csv"):
+        file.unlink()
+    assert DarkZurich(str(root), "train", unpaired="keep").unpaired == 1
+    with pytest.raises(UserError, match="1 of 3 images have no day reference"):
+        DarkZurich(str(root), "train", unpaired="error")
+    with pytest.raises(UserError, match=r"no \*_ref_day\.csv in"):
+        DarkZurich(str(root), "train", pairs="corresp")
+
+
+def test_positions_that_are_none(tmp_path):
+    root = make_positions(make_train(tmp_path), {**PLACES, NIGHT[1]: (0.0, 0.0)})
+    dataset = DarkZurich(str(root), "train", pairs="gps")
+    assert len(dataset) == 2 and dataset.pairing.endswith("; 1 night and 0 day images have no position")
+    make_positions(make_train(tmp_path / "far"), {key: (b / 57, a / 57) for key, (a, b) in PLACES.items()})
+    with pytest.raises(
+        UserError, match=r"gps/train/night holds no position around Zurich, the first is 0\.1.*47\.37"
+    ):
+        DarkZurich(str(tmp_path / "far"), "train", pairs="gps")
+    make_positions(make_train(tmp_path / "other"), {NIGHT[0]: PLACES[NIGHT[0]], "GOPR9/GOPR9_frame_1": (47.3, 8.5)})
+    with pytest.raises(UserError, match=r"none of the 2 day images has a position in .*gps/train/day"):
+        DarkZurich(str(tmp_path / "other"), "train", pairs="gps")
+    with pytest.raises(UserError, match=r"no folder .*gps/train/night; .*pairs=<CSV file>"):
+        DarkZurich(str(make_train(tmp_path / "none")), "train", pairs="gps")
+
+
+def mask(root: Path, frame: int, kind: str, value: int) -> Path:
+    return save(root / f"gt/val/night/GOPR0356/GOPR0356_frame_{frame:06d}_gt_{kind}.png", value, channels=False)
+
+
+def test_invalid_masks(tmp_path):
+    root = make_val(tmp_path)
+    assert all(sample.invalid is None for sample in DarkZurich(str(root), "val").samples)
+    mask(root, 321, "invGray", 255)
+    with pytest.raises(
+        UserError, match=r"1 of 2 images have no invalid.*, the first is .*000345_rgb_anon\.png; .*invIds"
+    ):
+        DarkZurich(str(root), "val")
+    mask(root, 345, "invIds", 1)
+    mask(root, 345, "invGray", 7)  # not read: invIds comes first
+    dataset = DarkZurich(str(root), "val")
+    assert all(dataset.invalid(i).all() and dataset.invalid(i).shape == (6, 10) for i in range(2))
+    assert all(sample.invalid is None for sample in DarkZurich(str(root), "val", labelled=False).samples)
+
+
+def test_counts_beside_the_published_ones(tmp_path):
+    made = DarkZurich(str(make_train(tmp_path, pairs=PAIRS[1:])), "train")
+    counts = {count.what: (count.found, count.published) for count in made.counts()}
+    assert counts == {
+        "images": (2, 2416),
+        "images of GOPR0351": (1, 1027),
+        "images of GOPR0376": (0, 1061),
+        "images of GP010376": (1, 328),
+        "day images": (2, 3041),
+        "pairs": (2, 2416),
+        "night images without a pair": (1, None),
+    }
+    for split, images in (("val", 50), ("test", 151)):
+        dataset = DarkZurich(str(make_val(tmp_path, split)), split)
+        counts = {count.what: (count.found, count.published) for count in dataset.counts()}
+        assert counts["images"] == counts["day images"] == counts["pairs"] == (2, images)
+    assert made.drive_frame(made.samples[0]) == "GOPR0351_frame_000002"
+
+
+def test_a_broken_tree(tmp_path):
+    """Names in upper case, a linked sequence, a name that is not ASCII, files that do not belong, half a picture."""
+    root = make_train(tmp_path / "Zürich bei Nacht")
+    night = root / "rgb_anon/train/night"
+    first = night / f"{NIGHT[0]}_rgb_anon.png"
+    first.rename(first.with_name(first.name.upper().replace("FRAME", "frame").replace("RGB_ANON", "rgb_anon")))
+    (night / "GP010376").rename(tmp_path / "elsewhere")
+    (night / "GP010376").symlink_to(tmp_path / "elsewhere")
+    (night / "GOPR0351/._GOPR0351_frame_000001_rgb_anon.png").write_bytes(b"macOS")
+    (night / "Thumbs.db").write_bytes(b"")
+    (root / "corresp/train/night/GOPR0351/._x_ref_day.csv").write_bytes(b"\x00macOS")
+    dataset = DarkZurich(str(root), "train")
+    assert len(dataset) == 3 and dataset.reference(2).shape == (6, 10, 3)
+    picture = dataset.samples[1].image
+    picture.write_bytes(picture.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"000002_rgb_anon\.png cannot be read: .*truncated"):
+        dataset.image(1)
+
+
+def test_strays_and_labels_of_other_kinds(tmp_path):
+    root = make_val(tmp_path)
+    gt = root / "gt/val/night/GOPR0356"
+    stray = save(gt / "GOPR0356_frame_000999_gt_labelIds.png", 7, channels=False)
+    Image.fromarray(np.full((6, 10), 5, np.uint8)).convert("P").save(
+        gt / "GOPR0356_frame_000321_gt_labelTrainIds.png"
+    )
+    Image.fromarray(np.full((6, 10), 6, np.uint16)).save(gt / "GOPR0356_frame_000345_gt_labelTrainIds.png")
+    dataset = DarkZurich(str(root), "val")
+    assert dataset.strays == (stray,)
+    assert (dataset.label(0) == 5).all() and (dataset.label(1) == 6).all()
+    image = dataset.samples[0].image
+    Image.fromarray(np.full((6, 10, 4), (9, 8, 7, 0), np.uint8)).save(image)
+    assert dataset.image(0)[0, 0].tolist() == [9, 8, 7]
+    # A JPEG copy that a camera program has turned: 10 x 6 pixels on disk, shown as 6 x 10.
+    image.unlink()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.full((10, 6, 3), 90, np.uint8)).save(image.with_suffix(".JPG"), exif=exif)
+    again = DarkZurich(str(root), "val")
+    assert again.image(0).shape == (6, 10, 3) and again.label(0).shape == (6, 10)
+    image.with_suffix(".jpeg").write_bytes(b"")
+    with pytest.raises(UserError, match="two files for one sample"):
+        DarkZurich(str(root), "val")

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,13 @@ from icda.data.cityscapes import Cityscapes
 from icda.data.classes import CITYSCAPES, ClassSet
 from icda.data.rare_class import (
     CLASSES_FILE,
+    MEANING_FILE,
+    STATS_DICT_FILE,
     STATS_FILE,
     ClassStatistics,
     RareClassSampler,
     class_statistics,
+    find_statistics,
     read_statistics,
     write_statistics,
 )
@@ -148,14 +153,61 @@ def test_written_files_have_the_daformer_form(tmp_path):
     write_statistics(class_statistics(dataset), dataset, tmp_path / "new" / "folder")
     written = {path.name: json.loads(path.read_text()) for path in (tmp_path / "new/folder").iterdir()}
     names = [f"gtFine/train/{frame}_gtFine_labelTrainIds.png" for frame in FRAMES]
+    kinds = written.pop(MEANING_FILE)
+    assert kinds == [dataset.label_kind(dataset.samples[0])]
     assert written == {
         STATS_FILE: [{"0": 20, "13": 10 + i, "file": name} for i, name in enumerate(names)],
         CLASSES_FILE: {
             "0": [[name, 20] for name in names],
             "13": [[name, 10 + i] for i, name in enumerate(names)],
         },
+        STATS_DICT_FILE: {name: {"0": 20, "13": 10 + i} for i, name in enumerate(names)},
     }
     np.testing.assert_array_equal(read_statistics(dataset, tmp_path / "new/folder").counts, expected_counts())
+
+
+def test_files_name_the_labels_with_train_ids_whichever_were_counted(tmp_path):
+    dataset = make_cityscapes(tmp_path, "labelIds")
+    write_statistics(class_statistics(dataset), dataset, tmp_path)
+    names = [f"gtFine/train/{frame}_gtFine_labelTrainIds.png" for frame in FRAMES]
+    assert [entry["file"] for entry in json.loads((tmp_path / STATS_FILE).read_text())] == names
+
+
+def test_statistics_are_found_in_the_root_first_then_among_the_prepared(tmp_path, caplog):
+    dataset = make_cityscapes(tmp_path / "data")
+    prepared = tmp_path / "prepared"
+    folder = prepared / "cityscapes_train"
+    assert find_statistics(dataset, prepared) is None
+    write_statistics(ClassStatistics(expected_counts()), dataset, folder)
+    np.testing.assert_array_equal(find_statistics(dataset, prepared).counts, expected_counts())
+    write_statistics(ClassStatistics(expected_counts() * 2), dataset, dataset.root)
+    np.testing.assert_array_equal(find_statistics(dataset, prepared).counts, expected_counts() * 2)
+    assert caplog.text == ""
+
+
+def test_prepared_statistics_are_not_used_once_the_ids_mean_something_else(tmp_path, caplog):
+    dataset = make_cityscapes(tmp_path / "data")
+    write_statistics(class_statistics(dataset), dataset, tmp_path / "prepared" / "cityscapes_train")
+    assert find_statistics(dataset, tmp_path / "prepared") is not None
+    dataset._label_mapping = lambda path: np.arange(256, dtype=np.uint8)
+    with caplog.at_level(logging.INFO):
+        assert find_statistics(dataset, tmp_path / "prepared") is None
+    assert "what the ids in its labels mean have changed" in caplog.text
+
+
+def test_stale_prepared_statistics_are_not_used_and_wrong_ones_in_the_root_are_refused(tmp_path, caplog):
+    dataset = make_cityscapes(tmp_path / "data")
+    smaller = make_cityscapes(tmp_path / "smaller", frames=FRAMES[:2])
+    prepared = tmp_path / "prepared"
+    write_statistics(class_statistics(smaller), smaller, prepared / "cityscapes_train")
+    with caplog.at_level(logging.INFO):
+        assert find_statistics(dataset, prepared) is None
+    assert re.search(r"prepared class statistics are not used, .*1 labels are not in it", caplog.text)
+    (prepared / "cityscapes_train" / STATS_FILE).write_text("[{")
+    assert find_statistics(dataset, prepared) is None
+    write_statistics(class_statistics(smaller), smaller, dataset.root)
+    with pytest.raises(UserError, match="belong to another data set than Cityscapes train"):
+        find_statistics(dataset, prepared)
 
 
 def test_files_survive_moving_and_label_kinds(tmp_path):

@@ -6,30 +6,23 @@ Drawn from a seed, so that the toolkit can be tried without a download. The same
 from __future__ import annotations
 
 import json
-import logging
-import multiprocessing
 import os
 import secrets
 import shutil
-import threading
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from itertools import repeat
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from icda.data.classes import CITYSCAPES
 from icda.data.demo.scene import source_sample, target_sample
+from icda.data.processes import Bar, in_processes
 from icda.errors import UserError
-
-log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 MARKER = "demo.json"
@@ -185,36 +178,11 @@ def _write_all(
     tasks = [_Task(field.name, index) for field in fields(counts) for index in range(getattr(counts, field.name))]
     for folder in {path.parent for task in tasks for path in _paths(root, task)}:
         folder.mkdir(parents=True, exist_ok=True)
-    found = _run(root, seed, size, tasks, min(workers, len(tasks)))
-    stats = list(tqdm(found, total=len(tasks), desc="Drawing demo data", unit="scene", disable=not progress))
+    found = in_processes(partial(_write_task, root, seed, size), tasks, workers)
+    stats = list(Bar(found, total=len(tasks), desc="Drawing demo data", unit="scene", disable=not progress))
     labels = {task: stat for task, stat in zip(tasks, stats, strict=True) if task.part == "source_train"}
     _write_class_statistics(root / "Cityscapes", labels)
     _write_lists(root / "DarkZurich", counts)
-
-
-def _run(root: Path, seed: int, size: tuple[int, int], tasks: list[_Task], workers: int) -> Iterator[dict[str, int]]:
-    """Write all pictures; yield the pixels per class of each task's label, in the tasks' order."""
-    done = 0
-    if workers > 1:
-        # A forked worker starts at once, a spawned one imports torch first; but a fork of several threads can hang.
-        alone = threading.active_count() == 1 and "fork" in multiprocessing.get_all_start_methods()
-        context = multiprocessing.get_context("fork" if alone else "spawn")
-        pool = ProcessPoolExecutor(workers, context, initializer=_single_thread)
-        try:
-            for stat in pool.map(_write_task, repeat(root), repeat(seed), repeat(size), tasks, chunksize=4):
-                done += 1
-                yield stat
-        except BrokenProcessPool:
-            # Processes cannot start from every kind of session, or one was killed.
-            log.info("The worker processes stopped after %d scenes; drawing goes on in this process.", done)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-    for task in tasks[done:]:
-        yield _write_task(root, seed, size, task)
-
-
-def _single_thread() -> None:
-    cv2.setNumThreads(1)
 
 
 def _write_task(root: Path, seed: int, size: tuple[int, int], task: _Task) -> dict[str, int]:

@@ -1,0 +1,80 @@
+"""Work on many files, spread over processes."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+import cv2
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+class Bar(tqdm):
+    """A progress bar without tqdm's monitor, which is a thread: beside a second thread nothing can be forked."""
+
+    monitor_interval = 0
+
+
+def in_processes(
+    work: Callable[[Task], Result], tasks: Sequence[Task], workers: int, chunk: int = 4
+) -> Iterator[Result]:
+    """Do the same work on many tasks; what ``work`` raises is raised here.
+
+    If the processes cannot be started, or one is killed, this process goes on by itself. If this process is killed,
+    its workers end too.
+
+    Args:
+        work: A function of a module, or ``functools.partial`` of one; it and the tasks are pickled.
+        tasks: What it is called with.
+        workers: Number of processes; with 0 or 1 this process does it all.
+        chunk: Tasks that are handed over together.
+
+    Yields:
+        What ``work`` returns, in the tasks' order.
+    """
+    done = 0
+    workers = min(workers, len(tasks))
+    if workers > 1:
+        # A forked worker starts at once, a spawned one imports torch first; but a fork of several threads can hang.
+        alone = threading.active_count() == 1 and "fork" in multiprocessing.get_all_start_methods()
+        context = multiprocessing.get_context("fork" if alone else "spawn")
+        pool = ProcessPoolExecutor(workers, context, initializer=_start_worker)
+        # OpenCV's threads are ended here, since a forked worker would wait for the copies of them that it has not.
+        threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)
+        try:
+            for result in pool.map(work, tasks, chunksize=chunk):
+                done += 1
+                yield result
+        except BrokenProcessPool:
+            # Processes cannot start from every kind of session, or one was killed.
+            log.info("the worker processes stopped after %d of %d; this process goes on", done, len(tasks))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            cv2.setNumThreads(threads)
+    for task in tasks[done:]:
+        yield work(task)
+
+
+def _start_worker() -> None:
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the first one ends the others
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Wait until the first process is gone: its workers would wait for tasks for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -1,0 +1,148 @@
+"""Arrays are answered from the cache only while they are what reading the original gives."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from icda.data.base import Sample, SegmentationDataset
+from icda.data.cache import ABANDONED_AFTER, ImageCache
+from icda.data.classes import CITYSCAPES
+from icda.data.io import read_image, resize_image
+from icda.errors import UserError
+
+SIZE = (6, 8)
+
+
+@pytest.fixture
+def base(tmp_path) -> Path:
+    rng = np.random.default_rng(0)
+    for name in ("set/a/x.png", "set/b/ö y.png", "other/x.png"):
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (10, 14, 3), np.uint8)).save(path)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def cache(base) -> ImageCache:
+    return ImageCache(base / "prepared/cache", base)
+
+
+def read(path: Path) -> np.ndarray:
+    return resize_image(read_image(path), SIZE)
+
+
+def put(cache: ImageCache, path: Path) -> Path:
+    return cache.put(path, SIZE, "image", read(path))
+
+
+def made() -> np.ndarray:
+    raise AssertionError("the original is read")
+
+
+def test_what_is_stored_is_returned_bit_for_bit(base, cache):
+    for path in sorted(base.rglob("*.png")):
+        np.testing.assert_array_equal(cache.get(path, SIZE, "image", lambda p=path: read(p)), read(path))
+        stored = put(cache, path)
+        assert stored.is_relative_to(cache.folder) and path.name in stored.name
+        array = cache.get(path, SIZE, "image", made)
+        assert isinstance(array, np.memmap) and not array.flags.writeable
+        np.testing.assert_array_equal(array, read(path))
+
+
+def test_another_size_kind_or_original_is_not_answered(base, cache):
+    path = base / "set/a/x.png"
+    put(cache, path)
+    marker = np.zeros((1, 1), np.uint8)
+    assert cache.get(path, (3, 4), "image", lambda: marker) is marker
+    assert cache.get(path, SIZE, "label-00000001", lambda: marker) is marker
+    os.utime(path, (1, 1))
+    assert cache.get(path, SIZE, "image", lambda: marker) is marker
+    with pytest.raises(UserError, match=r"gone\.png cannot be read: No such file"):
+        cache.get(base / "gone.png", SIZE, "image", made)
+
+
+def test_damaged_arrays_are_one_line(base, cache):
+    path = base / "set/a/x.png"
+    stored = put(cache, path)
+    stored.write_bytes(stored.read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"\.npy is damaged .*prepare\.py cache=true makes it anew"):
+        cache.get(path, SIZE, "image", made)
+    np.save(stored, np.zeros((2, 3), np.uint8))
+    with pytest.raises(UserError, match=r"holds \(2, 3\) uint8, expected \(6, 8\) uint8"):
+        cache.get(path, SIZE, "image", made)
+
+
+def test_data_and_cache_move_together(base, cache, tmp_path):
+    put(cache, base / "set/a/x.png")
+    moved = base.rename(tmp_path / "moved")
+    cache = ImageCache(moved / "prepared/cache", moved)
+    cache.get(moved / "set/a/x.png", SIZE, "image", made)
+
+
+@pytest.mark.parametrize("name", ["elsewhere/x.png", "data/../outside/x.png"])
+def test_originals_outside_the_base_are_stored_inside_the_cache(base, cache, tmp_path, name):
+    path = tmp_path / name
+    path.parent.resolve().mkdir()
+    Image.fromarray(np.zeros((10, 14, 3), np.uint8)).save(path)
+    stored = put(cache, path)
+    assert stored.resolve().is_relative_to(cache.folder.resolve())
+    cache.get(path, SIZE, "image", made)
+    (found,) = cache.stored([path.parent])
+    assert (found.path, found.original, found.kind, found.is_current) == (stored, path, "image", True)
+
+
+def test_a_data_set_reads_through_its_cache(base, cache):
+    label = base / "set/a/label.png"
+    Image.fromarray(np.full((10, 14), 13, np.uint8)).save(label)
+    x, y = base / "set/a/x.png", base / "set/b/ö y.png"
+    dataset = SegmentationDataset("toy", CITYSCAPES, base, [Sample("x", x, label, reference=y)], SIZE)
+    plain = [dataset.image(0), dataset.label(0), dataset.reference(0), dataset.label(0, resized=False)]
+    put(cache, x), put(cache, y)
+    cache.put(label, SIZE, dataset.label_kind(dataset.samples[0]), plain[1])
+    dataset.cache = cache
+    for array, expected in zip((dataset.image(0), dataset.label(0), dataset.reference(0)), plain, strict=False):
+        assert isinstance(array, np.memmap)
+        np.testing.assert_array_equal(array, expected)
+    np.testing.assert_array_equal(dataset.label(0, resized=False), plain[3])
+
+
+def test_stored_files_of_a_folder_are_found_and_judged(base, cache):
+    x, y, other = base / "set/a/x.png", base / "set/b/ö y.png", base / "other/x.png"
+    for path in (x, y, other):
+        put(cache, path)
+    os.utime(y, (1, 1))
+    found = {file.original: file.is_current for file in cache.stored([base / "set"])}
+    assert found == {x: True, y: False}
+    assert {file.original for file in cache.stored([base / "set", base / "set/a", base])} == {x, y, other}
+    assert len(list(cache.stored([base / "set", base / "set/a", base]))) == 3
+    x.unlink()
+    assert not any(file.is_current for file in cache.stored([base / "set"]))
+    assert list(ImageCache(base / "nothing", base).stored([base])) == []
+
+
+def test_only_files_of_the_cache_are_removed(base, cache, tmp_path):
+    stored = put(cache, base / "set/a/x.png")
+    put(cache, base / "other/x.png")
+    names = ("notes.txt", "x.npy", ".0123456789ab.tmp", ".aaaaaaaaaaaa.tmp")
+    own, foreign, fresh, old = (stored.with_name(name) for name in names)
+    for path in (own, foreign, fresh, old):
+        path.touch()
+    os.utime(old, (old.stat().st_mtime - 2 * ABANDONED_AFTER,) * 2)
+    outside = tmp_path / "z.png.image-1-1.npy"
+    outside.touch()
+    link = stored.with_name("z.png.image-1-1.npy")
+    link.symlink_to(outside)
+    size = stored.stat().st_size
+    assert cache.remove(cache.stored([base / "set"])) == size
+    assert set(stored.parent.iterdir()) == {own, foreign, fresh, link} and outside.exists()
+    for path in (own, foreign, fresh, link):
+        path.unlink()
+    put(cache, base / "set/a/x.png")
+    cache.remove(cache.stored([base / "set"]))
+    assert [path.name for path in (cache.folder / "6x8").iterdir()] == ["other"]  # empty folders are gone
