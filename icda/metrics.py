@@ -1,8 +1,11 @@
-"""Confusion matrix and the scores made of it. Needs numpy alone."""
+"""Counts over a data set and the scores made of them: IoU, and IoU with uncertainty. Needs numpy alone."""
 
 from __future__ import annotations
 
 import numpy as np
+
+DEFAULT_STEPS = 100
+"""Steps of the default grid of thresholds, each a hundredth of the range of confidences."""
 
 
 class ConfusionMatrix:
@@ -23,10 +26,7 @@ class ConfusionMatrix:
     """
 
     def __init__(self, num_classes: int, ignore_index: int) -> None:
-        if num_classes < 1:
-            raise ValueError(f"num_classes is {num_classes}, expected at least 1")
-        if 0 <= ignore_index < num_classes:
-            raise ValueError(f"ignore_index is {ignore_index}, one of the {num_classes} classes")
+        _check_label_space(num_classes, ignore_index)
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.matrix = np.zeros((num_classes, num_classes), np.int64)
@@ -42,23 +42,7 @@ class ConfusionMatrix:
             TypeError: If an array is not of an integer type.
             ValueError: If the shapes differ or are not (H, W), or an id is outside the range.
         """
-        prediction, label = np.asarray(prediction), np.asarray(label)
-        for name, array in (("prediction", prediction), ("label", label)):
-            if not np.issubdtype(array.dtype, np.integer):
-                raise TypeError(f"{name} is {array.dtype}, expected an integer type (take the argmax of logits)")
-        if prediction.shape != label.shape or label.ndim != 2:
-            raise ValueError(
-                f"prediction is {prediction.shape}, label is {label.shape}; expected the same (H, W): resize the "
-                "logits to the label's size"
-            )
-        counted = label != self.ignore_index
-        prediction, label = prediction[counted], label[counted]
-        for name, array in (("prediction", prediction), ("label", label)):
-            if array.size and not 0 <= array.min() <= array.max() < self.num_classes:
-                raise ValueError(
-                    f"{name} holds ids from {array.min()} to {array.max()} at labelled pixels; expected 0 to "
-                    f"{self.num_classes - 1}" + (f" or {self.ignore_index}" if name == "label" else "")
-                )
+        _, prediction, label = _labelled_pixels(prediction, label, self.num_classes, self.ignore_index)
         pairs = label.astype(np.intp) * self.num_classes + prediction.astype(np.intp)
         self.matrix += np.bincount(pairs, minlength=self.matrix.size).reshape(self.matrix.shape)
 
@@ -92,9 +76,7 @@ class ConfusionMatrix:
         Returns:
             Score in 0..1; nan if nothing was counted.
         """
-        scores = self.iou()
-        scores = scores[~np.isnan(scores)]
-        return float(scores.mean()) if scores.size else float("nan")
+        return float(_mean_over_present(self.iou()))
 
     def pixel_accuracy(self) -> float:
         """Share of the labelled pixels that are predicted right.
@@ -114,3 +96,186 @@ class ConfusionMatrix:
         total = self.matrix.sum()
         weights = self.matrix.sum(axis=1)
         return float(np.sum(weights * np.nan_to_num(self.iou())) / total) if total else float("nan")
+
+
+class UncertaintyIoU:
+    """Uncertainty-aware IoU (Sakaridis et al., ICCV 2019): a network may call pixels invalid instead of a class.
+
+    A threshold invalidates the pixels whose confidence is below it. Over the pixels with a label, of class c:
+
+    - TP, FP, FN: as for IoU, over the pixels that are not invalidated;
+    - TI, true invalid: of class c, invalidated, and invalid to people too;
+    - FI, false invalid: of class c and invalidated, but people can make it out;
+    - UIoU = (TP + TI) / (TP + TI + FP + FN + FI).
+
+    Conventions:
+
+    - Pixels whose label is the ignore index count nowhere, invalid or not. Pixels invalid to people that have a
+      label do count, under the class that it names.
+    - Confidence and threshold are compared in the type of the confidences, so that a confidence equal to a threshold
+      as far as its type can tell is not below it.
+    - Thresholds up to 1/C invalidate nothing, so that UIoU is IoU there: the largest of C probabilities is never
+      below 1/C but for rounding (16 bits in a PNG, for example).
+    - A class with none of TP, FP, FN, TI, FI at a threshold is nan there and left out of that mean. This takes in
+      a class without labels whose predictions have all been invalidated.
+    - The average over thresholds depends on the grid. The grid of the Dark Zurich benchmark's server is not known
+      and its code is not public, so an average from here need not be the one that it gives. The default grid goes
+      from 1/C, where nothing is invalidated, to 1, where all but full confidence is, in 100 equal steps (101
+      thresholds); a finer grid moves the average by a few tenths of a percentage point at most.
+
+    Args:
+        num_classes: Number of classes C.
+        ignore_index: Label of pixels that do not count.
+        thresholds: (T,) numbers in 0..1 in ascending order; None takes the default grid.
+
+    Attributes:
+        thresholds: (T,) float64.
+        counts: (C, C, 2, T + 1) int64; pixels by label, by prediction, by whether they are invalid to people, and
+            by the number of thresholds that are not above their confidence.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(self, num_classes: int, ignore_index: int, thresholds: np.ndarray | None = None) -> None:
+        _check_label_space(num_classes, ignore_index)
+        if thresholds is None:
+            thresholds = np.linspace(1 / num_classes, 1, DEFAULT_STEPS + 1)
+        thresholds = np.array(thresholds, np.float64)
+        if thresholds.ndim != 1 or not thresholds.size:
+            raise ValueError(f"thresholds is {thresholds.shape}, expected (T,) with T at least 1")
+        if not (thresholds[0] >= 0 and thresholds[-1] <= 1 and (np.diff(thresholds) >= 0).all()):
+            raise ValueError(f"thresholds are {thresholds.tolist()}, expected numbers in 0..1 in ascending order")
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.thresholds = thresholds
+        self.counts = np.zeros((num_classes, num_classes, 2, thresholds.size + 1), np.int64)
+
+    def update(self, prediction: np.ndarray, confidence: np.ndarray, label: np.ndarray, invalid: np.ndarray) -> None:
+        """Count the pixels of one image.
+
+        Args:
+            prediction: Train ids, (H, W) of any integer type: 0 .. C - 1 wherever the label counts.
+            confidence: Largest softmax probability, (H, W) of any float type, 0..1 everywhere.
+            label: Train ids, (H, W) of any integer type: 0 .. C - 1 and the ignore index.
+            invalid: (H, W) bool; True where people could not make out the pixel in the image alone.
+
+        Raises:
+            TypeError: If an array is not of the type that is named.
+            ValueError: If the shapes differ or are not (H, W), or an id or a confidence is outside the range or nan.
+        """
+        counted, prediction, label = _labelled_pixels(prediction, label, self.num_classes, self.ignore_index)
+        confidence, invalid = _checked_confidence(confidence, counted.shape), np.asarray(invalid)
+        if invalid.dtype != bool:
+            raise TypeError(f"invalid is {invalid.dtype}, expected bool (compare the mask's ids with 0)")
+        if invalid.shape != counted.shape:
+            raise ValueError(f"invalid is {invalid.shape}, label is {counted.shape}; expected the same (H, W)")
+        edges = np.where(self.thresholds <= 1 / self.num_classes, 0, self.thresholds).astype(confidence.dtype)
+        level = np.searchsorted(edges, confidence[counted], "right")
+        cells = (label.astype(np.intp), prediction.astype(np.intp), invalid[counted].astype(np.intp), level)
+        index = np.ravel_multi_index(cells, self.counts.shape)
+        self.counts += np.bincount(index, minlength=self.counts.size).reshape(self.counts.shape)
+
+    def merge(self, other: UncertaintyIoU) -> None:
+        """Add the counts of another one, for example another process's.
+
+        Args:
+            other: One with the same number of classes, ignore index and thresholds.
+
+        Raises:
+            ValueError: If the two do not fit.
+        """
+        mine, theirs = (self.num_classes, self.ignore_index), (other.num_classes, other.ignore_index)
+        if mine != theirs:
+            raise ValueError(f"cannot merge (num_classes, ignore_index) {theirs} into {mine}")
+        if not np.array_equal(self.thresholds, other.thresholds):
+            raise ValueError(
+                f"cannot merge counts at other thresholds: {other.thresholds.size} from {other.thresholds[0]:g} to "
+                f"{other.thresholds[-1]:g} into {self.thresholds.size} from {self.thresholds[0]:g} to "
+                f"{self.thresholds[-1]:g}"
+            )
+        self.counts += other.counts
+
+    def uiou(self) -> np.ndarray:
+        """UIoU of each class at each threshold.
+
+        Returns:
+            (T, C) float64 in 0..1; nan where the class has no pixel of any kind at that threshold.
+        """
+        below = self.counts.cumsum(-1)
+        kept = below[..., -1:] - below[..., :-1]  # the last axis is now the threshold
+        kept = kept.sum(2)
+        hits = np.diagonal(kept)  # TP, (T, C)
+        false_hits = kept.sum(0).T - hits  # FP
+        true_invalid = below[:, :, 1, :-1].sum(1).T  # TI
+        labelled = self.counts.sum((1, 2, 3))  # TP + FN + TI + FI: every labelled pixel is one of them
+        union = labelled + false_hits
+        return np.divide(hits + true_invalid, union, out=np.full(union.shape, np.nan), where=union > 0)
+
+    def muiou(self) -> np.ndarray:
+        """Mean of :meth:`uiou` at each threshold over the classes that are not nan.
+
+        Returns:
+            (T,) float64 in 0..1; nan if nothing was counted.
+        """
+        return _mean_over_present(self.uiou())
+
+    def average(self) -> float:
+        """Average UIoU: mean of :meth:`muiou` over the thresholds.
+
+        Returns:
+            Score in 0..1; nan if nothing was counted.
+        """
+        return float(self.muiou().mean())
+
+
+def _check_label_space(num_classes: int, ignore_index: int) -> None:
+    if num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}, expected at least 1")
+    if 0 <= ignore_index < num_classes:
+        raise ValueError(f"ignore_index is {ignore_index}, one of the {num_classes} classes")
+
+
+def _labelled_pixels(
+    prediction: np.ndarray, label: np.ndarray, num_classes: int, ignore_index: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which pixels count, (H, W) bool, and prediction and label there, (N,); raises as the ``update`` methods say."""
+    prediction, label = np.asarray(prediction), np.asarray(label)
+    for name, array in (("prediction", prediction), ("label", label)):
+        if not np.issubdtype(array.dtype, np.integer):
+            raise TypeError(f"{name} is {array.dtype}, expected an integer type (take the argmax of logits)")
+    if prediction.shape != label.shape or label.ndim != 2:
+        raise ValueError(
+            f"prediction is {prediction.shape}, label is {label.shape}; expected the same (H, W): resize the "
+            "logits to the label's size"
+        )
+    counted = label != ignore_index
+    prediction, label = prediction[counted], label[counted]
+    for name, array in (("prediction", prediction), ("label", label)):
+        if array.size and not 0 <= array.min() <= array.max() < num_classes:
+            raise ValueError(
+                f"{name} holds ids from {array.min()} to {array.max()} at labelled pixels; expected 0 to "
+                f"{num_classes - 1}" + (f" or {ignore_index}" if name == "label" else "")
+            )
+    return counted, prediction, label
+
+
+def _checked_confidence(confidence: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    confidence = np.asarray(confidence)
+    if not np.issubdtype(confidence.dtype, np.floating):
+        raise TypeError(f"confidence is {confidence.dtype}, expected a float type (a probability in 0..1)")
+    if confidence.shape != shape:
+        raise ValueError(f"confidence is {confidence.shape}, label is {shape}; expected the same (H, W)")
+    if confidence.size and not 0 <= confidence.min() <= confidence.max() <= 1:  # nan is neither
+        undefined = int(np.isnan(confidence).sum())
+        found = f"nan at {undefined} pixels" if undefined else f"from {confidence.min()} to {confidence.max()}"
+        raise ValueError(f"confidence is {found}; expected the largest softmax probability, 0 to 1")
+    return confidence
+
+
+def _mean_over_present(scores: np.ndarray) -> np.ndarray:
+    """Mean over the last axis without nan; nan where there is nothing else."""
+    present = ~np.isnan(scores)
+    count = present.sum(-1)
+    total = np.where(present, scores, 0).sum(-1)
+    return np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0)
