@@ -173,9 +173,15 @@ def noise_level(gray: np.ndarray) -> float:
     if min(gray.shape) < 3:
         return 0.0
     kernel = np.array([(1, -2, 1), (-2, 4, -2), (1, -2, 1)], np.float32)
-    response = cv2.filter2D(gray.astype(np.float32, copy=False), -1, kernel)
+    if gray.dtype == np.uint8:  # whole numbers: the median by counting takes a third of the time
+        response = cv2.filter2D(gray, cv2.CV_16S, kernel)[1:-1:2, 1:-1:2]
+        ranks = np.cumsum(np.bincount(np.abs(response).ravel()))
+        middle = np.searchsorted(ranks, ((ranks[-1] - 1) // 2, ranks[-1] // 2), side="right").mean()
+    else:
+        response = cv2.filter2D(gray.astype(np.float32, copy=False), -1, kernel)[1:-1:2, 1:-1:2]
+        middle = np.median(np.abs(response))
     # 6 is the kernel's norm, 0.6745 the median of |N(0, 1)|.
-    return float(np.median(np.abs(response[1:-1:2, 1:-1:2]))) / (6 * 0.6745)
+    return float(middle) / (6 * 0.6745)
 
 
 def grain(generator: np.random.Generator, height: int, width: int, chroma: float = 0.5) -> np.ndarray:
@@ -187,4 +193,4 @@ def grain(generator: np.random.Generator, height: int, width: int, chroma: float
     fine = generator.standard_normal((height, width), dtype=np.float32)
     half = ((height + 1) // 2, (width + 1) // 2, 3)
     coarse = generator.standard_normal(half, dtype=np.float32) * np.float32(chroma)
-    return enlarge(coarse, height, width) + fine[..., None]
+    return cv2.add(enlarge(coarse, height, width), cv2.merge([fine, fine, fine]))

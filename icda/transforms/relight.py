@@ -164,7 +164,7 @@ def sky_mask(image: np.ndarray, horizon: float) -> np.ndarray:
     """
     height, width = image.shape[:2]
     # Blue or white, and bright: the smaller of green and blue, for walls in the sun are yellowish.
-    full = image[..., 1:].min(-1).astype(np.float32)
+    full = cv2.min(cv2.extractChannel(image, 1), cv2.extractChannel(image, 2)).astype(np.float32)
     small = light.shrink(full, _FIELD)
     bright = 1 / (1 + np.exp((150 - small) / 12))
     # A column's sky ends where it is first interrupted; neighbours bridge thin wires and poles.
@@ -204,7 +204,7 @@ def light_fields(
     bottom, right = height / longest, width / longest
 
     scene = np.broadcast_to(_colour(cast), (y.size, x.size, 3)).copy()
-    glare = np.zeros((fine_y.size, fine_x.size, 3), np.float32)
+    glare = np.zeros((3, fine_y.size, fine_x.size), np.float32)
     for lamp in lamps:
         at_x, at_y = lamp["x"] * right, lamp["y"] * bottom
         pool_y = at_y + lamp["drop"] * bottom
@@ -214,8 +214,8 @@ def light_fields(
         scene += (np.float32(lamp["power"]) / (1 + squared))[..., None] * colour
         squared = ((fine_x - at_x) ** 2 + (fine_y - at_y) ** 2) / np.float32(lamp["core"] ** 2)
         halo = np.float32(lamp["glow"]) / (1 + squared / 9) + np.exp(-squared)
-        glare += halo[..., None] * colour
+        glare += halo * colour[:, None, None]
     if headlights > 0:
         squared = ((x - 0.5 * right) / 0.45) ** 2 + ((y - 0.85 * bottom) / 0.22) ** 2
         scene += (np.float32(headlights) / (1 + squared) ** 2)[..., None] * _colour(0.15)
-    return scene, glare
+    return scene, cv2.merge(list(glare))

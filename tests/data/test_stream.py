@@ -68,6 +68,19 @@ def test_normalisation():
     )
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_normalisation_is_the_arithmetic_bit_for_bit(kind):
+    mean, std = np.array(MEAN, kind), np.array(STD, kind)
+    levels = np.arange(256, dtype=np.uint8)
+    image = np.stack([levels, levels[::-1], np.roll(levels, 7)], -1).reshape(16, 16, 3)
+    image.flags.writeable = False  # as it comes from the cache
+    for part in (image, image[3:9, 2:11], image[:1, :1], image[:, ::-1]):
+        expected = ((part.astype(np.float32) / 255 - mean) / std).astype(np.float32)
+        found = normalize(part, mean, std)
+        assert found.dtype == torch.float32 and found.is_contiguous()
+        np.testing.assert_array_equal(found.permute(1, 2, 0).numpy(), expected)
+
+
 def full(seed=0) -> PairStream:
     cem = build_cem("style", MEAN, STD, CAMVID.ignore_index)
     return stream(target=Fake(3), seed=seed, cem=cem, with_reference=True)
@@ -142,6 +155,37 @@ def test_largest_share_by_hand():
     assert largest_share(np.array([[255]], np.uint8), 255) == 1
 
 
+@pytest.mark.parametrize("classes", [1, 3, 256])
+def test_largest_share_is_that_of_a_count(classes):
+    label = np.random.default_rng(0).integers(0, classes, (50, 70)).astype(np.uint8)
+    label.flags.writeable = False
+    counts = np.bincount(label[5:40, 8:60][label[5:40, 8:60] != 2].ravel())
+    assert largest_share(label[5:40, 8:60], 2) == counts.max() / counts.sum()
+
+
+def test_images_that_must_not_be_written_to():
+    """As they come from the cache, also where the crop is the whole image."""
+
+    class Mapped(Fake):
+        def image(self, index):
+            array = super().image(index)
+            array.flags.writeable = False
+            return array
+
+        def label(self, index, resized=True):
+            array = super().label(index)
+            array.flags.writeable = False
+            return array
+
+    for sampling in (SAMPLING, replace(SAMPLING, crop=[60, 90])):
+        for illumination in ("style", "relight"):
+            cem = build_cem(illumination, MEAN, STD, CAMVID.ignore_index)
+            options = {"sampling": sampling, "cem": cem}
+            one = stream(Mapped(4), Mapped(3), **options)
+            other = stream(Fake(4), Fake(3), **options)
+            assert all(same(one[i], other[i]) for i in range(6))
+
+
 def test_a_rare_class_is_in_the_crop():
     label = np.zeros((60, 90), np.uint8)
     label[1::2] = 1
@@ -160,6 +204,16 @@ def test_a_rare_class_is_in_the_crop():
 def test_made_references_are_lifted_before_the_crop():
     lifted = stream(target=Fake(3), with_reference=True, lift=A.Compose([LiftIllumination(p=1.0)]))[0]
     assert pixels(lifted["reference"]).mean() > pixels(lifted["target"]).mean()
+
+
+def test_references_are_made_only_for_images_without_one():
+    target = Fake(3)
+    target.samples = tuple(replace(s, reference=s.image if s.key != "1" else None) for s in target.samples)
+    mixed = stream(target=target, with_reference=True, lift=A.Compose([LiftIllumination(p=1.0)]))
+    read = stream(target=target, with_reference=True)
+    for i in range(6):
+        is_made = pixels(mixed[i]["target"])[..., 2].round().max() == 1
+        assert torch.equal(mixed[i]["reference"], read[i]["reference"]) != is_made
 
 
 def test_pixels_outside_a_warp_are_zero_and_ignored():

@@ -74,3 +74,11 @@ def test_noise_level_of_known_noise(sigma: float) -> None:
     np.testing.assert_allclose(light.noise_level(noisy), sigma, rtol=0.05)
     assert light.noise_level(ramp) < 0.01
     assert light.noise_level(ramp[:2]) == 0
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (4, 5), (37, 52), (150, 200)])
+@pytest.mark.parametrize("levels", [1, 2, 30, 256])
+def test_noise_level_by_counting_is_the_median(shape: tuple[int, int], levels: int) -> None:
+    """Grey levels as bytes take a quicker way than the same as numbers."""
+    gray = np.random.default_rng(0).integers(0, levels, shape).astype(np.uint8)
+    assert light.noise_level(gray) == light.noise_level(gray.astype(np.float32))
