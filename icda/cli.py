@@ -53,6 +53,10 @@ def run(name: str, main: Callable[[DictConfig, Path], object], conf: Path) -> in
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, OSError)
 
 
+# What Hydra says of an override that it cannot take apart.
+_UNPARSED = r"LexerNoViableAlt|token recognition error|(mismatched|extraneous) input|HydraException while evaluating"
+
+
 def _fail(message: str, status: int = 1) -> int:
     sys.stderr.write(f"error: {message}\n")
     return status
@@ -81,7 +85,12 @@ def explain(error: Exception, name: str, conf: Path) -> str:
     if match := re.search(r"In '[^']*': Could not find '([^']+)'|Could not find '([^']+)'", text):
         group, _, value = (match[1] or match[2]).rpartition("/")
         if (conf / group).is_dir() and group:
-            allowed = sorted(p.stem for p in (conf / group).glob("*.yaml"))
+            allowed = sorted(p.stem for p in (conf / group).glob("*.yaml") if not p.stem.startswith("_"))
+            if group == "schedule" and (conf / "dataset" / f"{value}.yaml").is_file():
+                return (
+                    f"dataset={value} has no schedule of its own, it is only for scoring (scripts/eval.py); train "
+                    f"with another data set, or give schedule=..., one of {', '.join(allowed)}"
+                )
             return f"{group}={value} is not known; {_nearest(value, allowed)}"
     if match := re.search(r"Could not override '([^']+)'", text):
         key, known = match[1], settings(name, conf)
@@ -89,6 +98,11 @@ def explain(error: Exception, name: str, conf: Path) -> str:
         if key in known and group != key and "not in struct" in cause:
             return f"{key} belongs to a group that is not chosen; give {group}=... as well"
         return cause or text if key in known else f"{key} is not a setting; {_nearest(key, known)}"
+    if re.search(_UNPARSED, text):
+        return (
+            f"{text}; a value with anything but plain letters, digits, spaces and ._-/ needs two pairs of quotes, "
+            "such as \"input='Zürich (1).jpg'\""
+        )
     if match := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{match[1]} is missing; give it as {match[1]}=..."
     return text

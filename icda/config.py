@@ -162,9 +162,12 @@ class DatasetConfig:
 
     name: str
     prepare: Any
+    published: bool
     source: Any
     target: Any
     val: Any
+    test: Any
+    score_also: Any
     reference: str
     sampling: SamplingConfig
     pseudo_label_border: list[int]
@@ -181,6 +184,8 @@ class TrainConfig:
     cem: CemConfig
     seed: int
     data_dir: str
+    prepared_dir: str
+    overlap: str
     device: str
     workers: int
     resume: str | None
@@ -194,7 +199,9 @@ class EvalConfig:
 
     ckpt: str
     data_dir: str | None
-    split: str
+    prepared_dir: str | None
+    sets: Any
+    overlap: str
     device: str
     workers: int
     teacher: bool
@@ -233,8 +240,15 @@ def _part(key: str) -> Check:
     )
 
 
+def _none_or_part(key: str) -> Check:
+    return key, lambda v: v is None or _part("")[1](v), "null, or a data set with _target_, as in conf/dataset"
+
+
+_OVERLAP: Check = ("overlap", lambda v: v in ("warn", "drop", "error"), "warn, drop or error")
+
 _EVAL_CHECKS: tuple[Check, ...] = (
-    ("split", lambda v: v in ("val", "source"), "val or source"),
+    ("sets", lambda v: v == "all" or (isinstance(v, ListConfig) and len(v) > 0), "all, or a list such as [val]"),
+    _OVERLAP,
     *_least(0, "workers"),
 )
 
@@ -266,13 +280,20 @@ _TRAIN_CHECKS: tuple[Check, ...] = (
     _two("model.dar.heads", lambda v: v >= 1, "two numbers, each 1 or more"),
     _two("model.dar.offset_kernels", lambda v: v % 2 == 1 and v > 0, "two odd numbers"),
     ("model.head.dilations", lambda v: bool(v) and min(v) >= 1, "numbers of 1 or more"),
-    _part("dataset.source"),
-    _part("dataset.val"),
     (
-        "dataset.target",
-        lambda v: v is None or _part("")[1](v),
-        "null, or a data set with _target_, as in conf/dataset",
+        "dataset.source",
+        lambda v: _part("")[1](v),
+        "a data set with _target_, as in conf/dataset; one without source is only for scoring (scripts/eval.py)",
     ),
+    _part("dataset.val"),
+    _none_or_part("dataset.target"),
+    _none_or_part("dataset.test"),
+    (
+        "dataset.score_also",
+        lambda v: isinstance(v, DictConfig) and all(_part("")[1](node) for node in v.values()),
+        "data sets with _target_ by name, as in conf/dataset/darkzurich.yaml, or {}",
+    ),
+    _OVERLAP,
 )
 
 
@@ -325,8 +346,17 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     return value
 
 
-def _checked(kind: Any, cfg: DictConfig, checks: tuple[Check, ...]) -> Any:
-    """A composed configuration as ``kind``, with the values that a type cannot judge checked as well."""
+def checked(kind: Any, cfg: DictConfig, checks: tuple[Check, ...]) -> Any:
+    """A composed configuration as a dataclass, with the values that a type cannot judge checked as well.
+
+    Args:
+        kind: The dataclass.
+        cfg: What Hydra composed.
+        checks: Dotted key, condition that its value must meet, and what is expected, for messages.
+
+    Raises:
+        UserError: If a key is unknown or missing, or a value has the wrong type or is out of range.
+    """
     config = build_group(kind, OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)), "")
     for key, check, expected in checks:
         value = config
@@ -346,7 +376,7 @@ def validate(cfg: DictConfig) -> TrainConfig:
     Raises:
         UserError: If a key is unknown or missing, or a value has the wrong type or is out of range.
     """
-    return _checked(TrainConfig, cfg, _TRAIN_CHECKS)
+    return checked(TrainConfig, cfg, _TRAIN_CHECKS)
 
 
 def validate_eval(cfg: DictConfig) -> EvalConfig:
@@ -361,4 +391,4 @@ def validate_eval(cfg: DictConfig) -> EvalConfig:
     own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "dataset"])
     if OmegaConf.is_missing(cfg, "ckpt"):
         raise UserError("ckpt is missing; give a checkpoint as ckpt=runs/.../checkpoints/best.pt")
-    return _checked(EvalConfig, own, _EVAL_CHECKS)
+    return checked(EvalConfig, own, _EVAL_CHECKS)

@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from icda.data.base import SegmentationDataset
 from icda.data.loader import EvaluationImages, batches
-from icda.metrics import ConfusionMatrix
+from icda.inference import labels_and_confidence_at, labels_at
+from icda.metrics import ConfusionMatrix, UncertaintyIoU
 from icda.models import SegmentationModel
 
 
@@ -23,6 +24,7 @@ def evaluate(
     *,
     workers: int = 0,
     progress: bool = False,
+    uncertainty: UncertaintyIoU | None = None,
     on_prediction: Callable[[int, np.ndarray], None] | None = None,
 ) -> ConfusionMatrix:
     """Segment every image and compare with its label at the label's own size.
@@ -36,6 +38,7 @@ def evaluate(
         device: Where the model is.
         workers: Processes that read images.
         progress: Whether to show a progress bar, on a terminal.
+        uncertainty: Updated with every image, for a data set with masks of invalid pixels; None leaves it out.
         on_prediction: Called with the index of an image and its predicted train ids (h, w) uint8.
 
     Raises:
@@ -55,7 +58,14 @@ def evaluate(
         disable=None if progress else True,
         leave=False,
     ):
-        prediction = predict(model, image.to(device), label.shape[1:])[0].cpu().numpy()
+        if uncertainty is None:
+            prediction = predict(model, image.to(device), label.shape[1:])[0].cpu().numpy()
+        else:
+            labels, confidences = labels_and_confidence_at(model(image.to(device)), label.shape[1:])
+            prediction = labels[0].cpu().numpy()
+            uncertainty.update(
+                prediction, confidences[0].cpu().numpy(), label[0].numpy(), dataset.invalid(int(index))
+            )
         matrix.update(prediction, label[0].numpy())
         if on_prediction is not None:
             on_prediction(int(index), prediction)
@@ -65,7 +75,4 @@ def evaluate(
 
 def predict(model: SegmentationModel, images: Tensor, size: tuple[int, ...]) -> Tensor:
     """Train ids at ``size`` (h, w) of normalised images (B, 3, H, W): (B, h, w) uint8."""
-    logits = model(images)
-    if logits.shape[2:] != size:
-        logits = model.upsample(logits, size)
-    return logits.argmax(1).to(torch.uint8)
+    return labels_at(model(images), size)

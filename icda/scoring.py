@@ -1,4 +1,4 @@
-"""Scoring a checkpoint on a data set: what ``scripts/eval.py`` does."""
+"""Scoring a checkpoint on labelled sets: what ``scripts/eval.py`` does."""
 
 from __future__ import annotations
 
@@ -7,32 +7,38 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from icda.config import EvalConfig, validate_eval
 from icda.data.base import SegmentationDataset
-from icda.data.setup import open_part
+from icda.data.overlap import settle_overlaps
+from icda.data.setup import attach_cache, open_part
 from icda.errors import UserError
 from icda.evaluation import evaluate
-from icda.report import percent, scores, table
+from icda.metrics import UncertaintyIoU
+from icda.prediction.inputs import result_name
+from icda.prediction.outputs import PredictionWriter
+from icda.report import mean_scores, percent, scores, sets_table, table, uncertainty_scores, uncertainty_text
 from icda.training.checkpoint import Trained, load_trained
 from icda.training.loop import pick_device
 
 log = logging.getLogger(__name__)
 
+ALL = "all"
+
 
 def score(cfg: DictConfig, folder: Path) -> dict[str, Any]:
-    """Score a checkpoint, print the table, write ``eval.json`` and, if asked, predictions.
+    """Score a checkpoint on one or several sets, print their tables, write ``eval.json`` and, if asked, predictions.
 
     Args:
         cfg: Composed from ``conf/eval.yaml``.
-        folder: Where ``eval.json`` and ``predictions/`` go.
+        folder: Where ``eval.json`` and ``predictions/<set>/`` go.
 
     Returns:
-        What ``eval.json`` holds: ``miou``, ``iou`` by class name, pixel counts, and what was scored.
+        What ``eval.json`` holds: ``sets`` (scores by the set's name), ``mean`` (over the sets), ``absent`` (sets that
+        are not on disk), and what was scored.
 
     Raises:
         UserError: If the checkpoint or the data cannot be used.
@@ -40,67 +46,113 @@ def score(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     config = validate_eval(cfg)
     device = pick_device(config.device)
     trained = load_trained(config.ckpt, device, teacher=config.teacher)
-    dataset = _open(config, cfg.get("dataset"), trained)
-    if dataset.classes.names != trained.classes.names:
-        one, other = trained.classes, dataset.classes
-        raise UserError(
-            f"{config.ckpt} was trained for the classes {one.name} ({len(one)}), {dataset.name} has {other.name} "
-            f"({len(other)}); choose a data set with the same classes"
-        )
-    writer = PredictionWriter(dataset, folder / "predictions") if config.save_predictions else None
+    datasets, absent = open_sets(config, cfg.get("dataset"), trained)
+    results = {}
     with logging_redirect_tqdm():
-        matrix = evaluate(
-            trained.model, dataset, device, workers=config.workers, progress=config.progress, on_prediction=writer
-        )
+        for name, dataset in datasets.items():
+            results[name] = _score_one(config, trained, dataset, folder / "predictions" / name)
     result = {
-        **scores(matrix, dataset.classes),
-        "images": len(dataset),
-        "dataset": dataset.name,
+        "sets": results,
+        "mean": mean_scores(results),
+        "absent": absent,
         "checkpoint": config.ckpt,
         "step": trained.step,
         "teacher": config.teacher,
     }
     (folder / "eval.json").write_text(json.dumps(result, indent=2) + "\n")
-    log.info("%s\n", table(result))
-    log.info("mIoU %s on %s, %d images", percent(result["miou"]), dataset.name, len(dataset))
-    log.info("written: %s%s", folder / "eval.json", f", {writer.folder}" if writer is not None else "")
+    if len(results) > 1:
+        log.info("%s\n", sets_table(result))
+    written = [folder / "eval.json", *([folder / "predictions"] if config.save_predictions else [])]
+    log.info("written: %s", ", ".join(map(str, written)))
     return result
 
 
-def _open(config: EvalConfig, chosen: DictConfig | None, trained: Trained) -> SegmentationDataset:
-    """The data set to score on: the one chosen, or the one that the checkpoint was trained with."""
+def _score_one(config: EvalConfig, trained: Trained, dataset: SegmentationDataset, folder: Path) -> dict[str, Any]:
+    """Score one set, print its table, and write predictions if asked; returns its scores."""
+    classes = dataset.classes
+    masked = all(sample.invalid is not None for sample in dataset.samples)
+    uncertainty = UncertaintyIoU(len(classes), classes.ignore_index) if masked else None
+    on_prediction = None
+    if config.save_predictions:
+        writer = PredictionWriter(folder, classes, colors=True)
+
+        def on_prediction(index: int, prediction: np.ndarray) -> None:
+            writer(result_name(dataset.samples[index]), None, prediction)
+
+    matrix = evaluate(
+        trained.model,
+        dataset,
+        next(trained.model.parameters()).device,
+        workers=config.workers,
+        progress=config.progress,
+        uncertainty=uncertainty,
+        on_prediction=on_prediction,
+    )
+    result = {**scores(matrix, classes), "images": len(dataset), "dataset": dataset.name}
+    log.info("%s\n", table(result))
+    if uncertainty is not None:
+        result["uncertainty"] = uncertainty_scores(uncertainty)
+        log.info("%s\n", uncertainty_text(uncertainty))
+    log.info("mIoU %s on %s, %d images\n", percent(result["miou"]), dataset.name, len(dataset))
+    return result
+
+
+def open_sets(
+    config: EvalConfig, chosen: DictConfig | None, trained: Trained
+) -> tuple[dict[str, SegmentationDataset], list[str]]:
+    """The sets to score on, by name, and the names of those that are not on disk.
+
+    Args:
+        config: Settings of the scoring.
+        chosen: The ``dataset`` group given on the command line; None takes the one of the checkpoint's training.
+        trained: The checkpoint.
+
+    Raises:
+        UserError: If a set that was asked for is missing, one is incomplete, or its classes are not the model's.
+    """
+    composed = _compose(config, chosen, trained)
+    group = composed.dataset
+    if group.get("prepare") is not None:
+        open_part(group.prepare)
+    nodes = {"val": group.val, **(group.get("score_also") or {}), "source": group.source}
+    nodes = {name: node for name, node in nodes.items() if node is not None}
+    wanted = [name for name in nodes if name != "source"] if config.sets == ALL else list(config.sets)
+    if unknown := [name for name in wanted if name not in nodes]:
+        raise UserError(f"sets: {group.name} has no set {unknown[0]}; choose from {', '.join(nodes)}")
+    absent = []
+    if config.sets == ALL:
+        absent = [n for n in wanted if n != "val" and not Path(nodes[n].get("root", ".")).expanduser().is_dir()]
+        for name in absent:
+            log.info("%s is left out, there is no folder %s", name, nodes[name].root)
+    datasets = {}
+    for name in wanted:
+        if name not in absent:
+            dataset = open_part(nodes[name], **({"translations": None} if "translations" in nodes[name] else {}))
+            _check_classes(config.ckpt, trained, dataset)
+            datasets[name] = attach_cache(dataset, composed.prepared_dir, composed.data_dir)
+    for line in settle_overlaps(config.overlap, trained.trained_frames, datasets):
+        log.warning("%s\n", line)
+    return datasets, absent
+
+
+def _compose(config: EvalConfig, chosen: DictConfig | None, trained: Trained) -> DictConfig:
+    """The configuration of the training, resolved, with what was chosen for the scoring in its place."""
     composed = trained.config
     with open_dict(composed):
         if config.data_dir is not None:
             composed.data_dir = config.data_dir
+            composed.prepared_dir = "${data_dir}/icda_prepared"
+        if config.prepared_dir is not None:
+            composed.prepared_dir = config.prepared_dir
         if chosen is not None:
             composed.dataset = OmegaConf.to_container(chosen, resolve=False)
-    dataset = OmegaConf.create(OmegaConf.to_container(composed, resolve=True)).dataset
-    if dataset.prepare is not None:
-        open_part(dataset.prepare)
-    part = dataset[config.split]
-    return open_part(part, **({"translations": None} if "translations" in part else {}))
+    return OmegaConf.create(OmegaConf.to_container(composed, resolve=True))
 
 
-class PredictionWriter:
-    """Writes every prediction as train ids and in colour, under the image's own name and sub-folders.
-
-    Args:
-        dataset: Where the images come from.
-        folder: Gets ``labels/<key>.png`` (train ids) and ``colors/<key>.png``.
-    """
-
-    def __init__(self, dataset: SegmentationDataset, folder: Path) -> None:
-        self.dataset = dataset
-        self.folder = folder
-
-    def __call__(self, index: int, prediction: np.ndarray) -> None:
-        """Write the prediction (H, W) uint8 of the image at ``index``."""
-        sample = self.dataset.samples[index]
-        relative = Path(sample.key).parent / f"{sample.image.stem}.png"
-        color = self.dataset.classes.colorize(prediction)[:, :, ::-1]
-        for kind, picture in (("labels", prediction), ("colors", color)):
-            path = self.folder / kind / relative
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if not cv2.imwrite(str(path), picture):
-                raise UserError(f"{path} could not be written; choose another folder with hydra.run.dir=")
+def _check_classes(ckpt: str, trained: Trained, dataset: SegmentationDataset) -> None:
+    if dataset.classes.names != trained.classes.names:
+        one, other = trained.classes, dataset.classes
+        raise UserError(
+            f"{ckpt} was trained for the classes {one.name} ({len(one)}), {dataset.name} has {other.name} "
+            f"({len(other)}); choose a data set with the same classes"
+        )

@@ -47,9 +47,14 @@ def one_line(err: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["dataset=demoo"], "dataset=demoo is not known; choose one of camvid_dusk, darkzurich, demo"),
+        (
+            ["dataset=demoo"],
+            "dataset=demoo is not known; choose one of acdc, acdc_night, bdd100k_night, camvid_dusk, ",
+        ),
         (["loss=idca"], "choose one of dacs, icda, source_only"),
         (["schedule.max_stepz=3"], "schedule.max_stepz is not a setting; did you mean schedule.max_steps?"),
+        (["data_dir=Zürich"], "needs two pairs of quotes"),
+        (["data_dir=a (1)"], "needs two pairs of quotes"),
         (["datset=demo"], "datset is not a setting; did you mean dataset?"),
         (["schedule.max_steps=abc"], "schedule.max_steps=abc has the wrong type; expected int"),
         (["a=b="], "Error parsing override 'a=b='"),
@@ -69,7 +74,7 @@ def test_mistakes_in_training(here, capsys, arguments, expected):
         ([], "ckpt is missing; give a checkpoint as ckpt="),
         (["ckpt=/nowhere.pt"], "there is no checkpoint /nowhere.pt"),
         ([f"ckpt={__file__}"], "cannot be read as a checkpoint"),
-        (["ckpt=x", "split=tset"], "split=tset is out of range; expected val or source"),
+        (["ckpt=x", "sets=tset"], "sets=tset is out of range; expected all, or a list such as [val]"),
         (["ckpt=x", "workers=abc"], "workers=abc has the wrong type; expected int"),
         (["ckpt=x", "teacher=maybe"], "teacher=maybe has the wrong type; expected bool"),
         (["ckpt=x", "device=foo"], "device=foo is not known; choose one of auto, cpu, cuda"),
@@ -204,7 +209,7 @@ def test_train_and_eval_as_a_person_types_them(tmp_path):
     done = call(f"ckpt={tmp_path}/run/checkpoints/best.pt", f"hydra.run.dir={tmp_path}/eval", script="eval")
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert json.loads((tmp_path / "eval" / "eval.json").read_text())["miou"] == summary["best_miou"]
+    assert json.loads((tmp_path / "eval" / "eval.json").read_text())["mean"]["miou"] == summary["best_miou"]
     assert "mIoU" in done.stdout
     wrong = call("dataset=demoo")
     assert wrong.returncode == 1 and wrong.stderr.count("\n") == 1 and wrong.stdout == ""

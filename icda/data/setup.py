@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import albumentations as A
@@ -13,12 +14,17 @@ from omegaconf import OmegaConf
 
 from icda.config import CemConfig, TrainConfig
 from icda.data.base import SegmentationDataset
-from icda.data.rare_class import STATS_FILE, RareClassSampler, class_statistics, read_statistics
+from icda.data.cache import ImageCache
+from icda.data.overlap import record_frames, settle_overlaps
+from icda.data.rare_class import RareClassSampler, class_statistics, find_statistics
 from icda.data.stream import PairStream
 from icda.errors import UserError
 from icda.transforms import LiftIllumination, build_cem
 
 log = logging.getLogger(__name__)
+
+CACHE_FOLDER = "cache"
+"""Name of the cache's folder in ``prepared_dir``."""
 
 
 def open_part(node: Any, **changes: Any) -> Any:
@@ -43,6 +49,20 @@ def open_part(node: Any, **changes: Any) -> Any:
         raise
 
 
+def attach_cache(dataset: SegmentationDataset, prepared_dir: str, data_dir: str) -> SegmentationDataset:
+    """The data set, reading what ``scripts/prepare.py cache=true`` has stored at its size, where there is any.
+
+    Args:
+        dataset: Any data set.
+        prepared_dir: Folder that ``prepare.py`` writes to.
+        data_dir: Folder that holds the data sets' folders.
+    """
+    folder = Path(prepared_dir).expanduser() / CACHE_FOLDER
+    if folder.is_dir():
+        dataset.cache = ImageCache(folder, data_dir)
+    return dataset
+
+
 @dataclass(frozen=True)
 class OpenDatasets:
     """The data sets of a run; ``target`` is None where nothing needs it."""
@@ -50,6 +70,16 @@ class OpenDatasets:
     source: SegmentationDataset
     target: SegmentationDataset | None
     val: SegmentationDataset
+
+    @property
+    def trained(self) -> list[SegmentationDataset]:
+        """Those whose images are trained on."""
+        return [part for part in (self.source, self.target) if part is not None]
+
+    @property
+    def trained_frames(self) -> dict[str, list[str]]:
+        """Drive frames that are trained on, by the name of the data set (``icda.data.overlap``)."""
+        return record_frames(self.trained)
 
 
 def open_datasets(config: TrainConfig) -> OpenDatasets:
@@ -83,7 +113,12 @@ def open_datasets(config: TrainConfig) -> OpenDatasets:
                 f"{source.name} has the classes of {source.classes.name}, {other.name} those of "
                 f"{other.classes.name}; source, target and val need the same"
             )
-    return OpenDatasets(source, target, val)
+    datasets = OpenDatasets(source, target, val)
+    for line in settle_overlaps(config.overlap, datasets.trained, {"val": val}):
+        log.warning("%s", line)
+    for part in (*datasets.trained, val):
+        attach_cache(part, config.prepared_dir, config.data_dir)
+    return datasets
 
 
 def _unread(node: Any, **read: bool) -> dict[str, bool | None]:
@@ -105,14 +140,15 @@ def training_stream(config: TrainConfig, datasets: OpenDatasets, mean: list[floa
     rare_classes = None
     if sampling.rare_classes:
         source = datasets.source
-        if (source.root / STATS_FILE).is_file():
-            statistics = read_statistics(source, source.root)
-        else:
+        # Statistics on disk count all images; they do not fit a data set that lost some to overlap=drop.
+        statistics = None if source.left_out else find_statistics(source, config.prepared_dir)
+        if statistics is None:
+            log.info("counting the classes of %s; scripts/prepare.py does it once and for all", source.name)
             statistics = class_statistics(source, workers=config.workers, progress=config.progress)
         rare_classes = RareClassSampler(
             statistics, len(source.classes), temperature=sampling.temperature, min_pixels=sampling.min_pixels
         )
-    lifted = loss.needs_reference and config.dataset.reference == "enhanced"
+    lifted = loss.needs_reference and _some_are_made(config.dataset.reference, datasets.target)
     return PairStream(
         datasets.source,
         datasets.target,
@@ -126,6 +162,18 @@ def training_stream(config: TrainConfig, datasets: OpenDatasets, mean: list[floa
         with_reference=loss.needs_reference,
         rare_classes=rare_classes,
     )
+
+
+def _some_are_made(reference: str, target: SegmentationDataset) -> bool:
+    """Whether day references are made from night images: from all of them, or from those kept without one."""
+    lacking = sum(sample.reference is None for sample in target.samples)
+    kept = getattr(target, "unpaired", 0)  # with unpaired=keep, images without a reference are meant
+    if reference == "pairs" and lacking == len(target) > kept:
+        raise UserError(
+            f"dataset.reference=pairs, but no image of {target.name} has a day reference; give "
+            "dataset.reference=enhanced to have them made from the night images"
+        )
+    return lacking > 0
 
 
 def cem_pipeline(cem: CemConfig, mean: list[float], std: list[float], ignore_index: int) -> A.Compose:

@@ -94,13 +94,20 @@ def read(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]
 
 
 def content_of(
-    cfg: DictConfig, classes: ClassSet, student: SegmentationModel, teacher: SegmentationModel | None, step: int
+    cfg: DictConfig,
+    classes: ClassSet,
+    student: SegmentationModel,
+    teacher: SegmentationModel | None,
+    step: int,
+    trained_frames: dict[str, list[str]],
 ) -> dict[str, Any]:
-    """What every checkpoint holds, for ``save``: configuration, classes, step, and the weights of both models."""
+    """What every checkpoint holds, for ``save``: configuration, classes, step, the weights of both models, and the
+    drive frames that were trained on (``icda.data.overlap``), so that scoring can tell what it saw."""
     return {
         "config": OmegaConf.to_container(cfg, resolve=False),
         "classes": {**asdict(classes), "palette": [list(color) for color in classes.palette]},
         "step": step,
+        "trained_frames": trained_frames,
         "student": student.state_dict(),
         "teacher": None if teacher is None else teacher.state_dict(),
     }
@@ -115,12 +122,14 @@ class Trained:
         classes: Its label space.
         config: The composed configuration of its training, not resolved.
         step: Steps it was trained for.
+        trained_frames: Drive frames that it was trained on, by the name of the data set (``icda.data.overlap``).
     """
 
     model: SegmentationModel
     classes: ClassSet
     config: DictConfig
     step: int
+    trained_frames: dict[str, list[str]]
 
 
 def load_trained(path: str | Path, device: torch.device | str = "cpu", teacher: bool = False) -> Trained:
@@ -155,7 +164,8 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu", teacher: 
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the weights in {path} do not fit the model in its configuration: {reason}") from error
-    return Trained(model.to(device).eval(), classes, config, content["step"])
+    frames = content.get("trained_frames", {})  # checkpoints of earlier versions do not say
+    return Trained(model.to(device).eval(), classes, config, content["step"], frames)
 
 
 def typed_model_config(config: DictConfig) -> ModelConfig:

@@ -233,7 +233,9 @@ class Run:
         """Write ``checkpoints/<name>.pt``: ``last`` holds what a run needs to go on, ``best`` the models alone."""
         method = self.method
         teacher = None if method.teacher is None else method.teacher.model
-        content = checkpoint.content_of(self.cfg, self.classes, method.student, teacher, self.step)
+        content = checkpoint.content_of(
+            self.cfg, self.classes, method.student, teacher, self.step, self.datasets.trained_frames
+        )
         if name == "last":
             content["training"] = {
                 "frozen": None if method.frozen is None else method.frozen.state_dict(),
@@ -315,8 +317,8 @@ class Run:
             val.name,
             len(val),
         )
-        if unpaired := getattr(target, "unpaired", 0):
-            log.info("%s: %d night images without a day reference are left out", target.name, unpaired)
+        if self.config.loss.needs_reference and (pairing := getattr(target, "pairing", "")):
+            log.info("%s: day references from %s", target.name, pairing)
         log.info(
             "%s, %.1f M parameters, on %s; step %d of %d; run folder %s",
             self.config.model.encoder.name,

@@ -65,10 +65,11 @@ def test_tensorboard_holds_every_term_and_the_pictures(finished):
 
 def test_scoring_the_last_checkpoint_gives_the_last_validation(finished, tmp_path):
     result = score(evaluation(f"ckpt={finished}/checkpoints/last.pt", "save_predictions=true"), tmp_path)
-    assert result["miou"] == json.loads((finished / "summary.json").read_text())["last_miou"]
+    val = result["sets"]["val"]
+    assert val["miou"] == json.loads((finished / "summary.json").read_text())["last_miou"] == result["mean"]["miou"]
     assert json.loads((tmp_path / "eval.json").read_text()) == result
-    labels = sorted(tmp_path.glob("predictions/labels/**/*.png"))
-    assert len(labels) == result["images"] == 3
+    labels = sorted(tmp_path.glob("predictions/val/labels/**/*.png"))
+    assert len(labels) == val["images"] == 3
     assert labels[0].name.endswith("_rgb_anon.png")
     label, color = (
         cv2.imread(str(p), cv2.IMREAD_UNCHANGED)
@@ -82,8 +83,8 @@ def test_scoring_the_last_checkpoint_gives_the_last_validation(finished, tmp_pat
 
 def test_the_teacher_and_the_source_can_be_scored(finished, tmp_path):
     teacher = score(evaluation(f"ckpt={finished}/checkpoints/best.pt", "teacher=true"), tmp_path)
-    source = score(evaluation(f"ckpt={finished}/checkpoints/best.pt", "split=source"), tmp_path)
-    assert teacher["teacher"] and source["images"] == 6
+    source = score(evaluation(f"ckpt={finished}/checkpoints/best.pt", "sets=[source]"), tmp_path)
+    assert teacher["teacher"] and list(source["sets"]) == ["source"] and source["sets"]["source"]["images"] == 6
 
 
 def test_other_classes_are_refused(finished, tmp_path):

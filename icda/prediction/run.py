@@ -1,0 +1,398 @@
+"""Segmenting pictures and videos with a trained network: what ``scripts/predict.py`` does."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch import Tensor
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from icda.config import Check, checked
+from icda.data.base import SegmentationDataset
+from icda.data.loader import batches
+from icda.data.stream import normalize
+from icda.errors import UserError
+from icda.inference import segment
+from icda.models import SegmentationModel
+from icda.prediction.inputs import (
+    PARTS,
+    InputSize,
+    PictureReader,
+    Pictures,
+    chosen_size,
+    existing,
+    find_pictures,
+    is_video,
+    open_input,
+    pictures_of,
+    training_size,
+)
+from icda.prediction.outputs import Background, PredictionWriter
+from icda.prediction.submission import BENCHMARKS, LAYOUTS, Benchmark, Submission, find_benchmark
+from icda.prediction.video import VideoReader, VideoWriter
+from icda.training.checkpoint import Trained, load_trained
+from icda.training.loop import pick_device
+from icda.viz import overlay
+
+log = logging.getLogger(__name__)
+
+Take = Callable[[int, np.ndarray, np.ndarray, np.ndarray | None], None]
+"""Gets position, RGB image (H, W, 3) uint8, train ids (H, W) uint8, and confidence (H, W) float32 if asked for."""
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """What ``scripts/predict.py`` composes; ``dataset`` is None for the one of the checkpoint."""
+
+    ckpt: str
+    input: str
+    data_dir: str | None
+    size: Any
+    on_error: str
+    labels: Any
+    overlays: bool
+    opacity: float
+    colors: bool
+    confidence: bool
+    submission: bool
+    submission_layout: str
+    invalid_threshold: float
+    teacher: bool
+    device: str
+    workers: int
+    progress: bool
+
+
+def _is_size(value: Any) -> bool:
+    if isinstance(value, ListConfig):
+        return len(value) == 2 and all(type(v) is int and v > 0 for v in value)
+    return value in ("auto", "original")
+
+
+_CHECKS: tuple[Check, ...] = (
+    ("size", _is_size, "auto, original, or [height,width] in pixels"),
+    ("on_error", lambda v: v in ("stop", "skip"), "stop or skip"),
+    ("labels", lambda v: v == "auto" or isinstance(v, bool), "auto, true or false"),
+    ("opacity", lambda v: 0 <= v <= 1, "from 0 to 1"),
+    ("submission_layout", lambda v: v in LAYOUTS, " or ".join(LAYOUTS)),
+    ("invalid_threshold", lambda v: 0 <= v <= 1, "from 0 to 1"),
+    ("workers", lambda v: v >= 0, "0 or more"),
+)
+
+
+def validate_predict(cfg: DictConfig) -> PredictConfig:
+    """The composed configuration of a prediction as typed objects; its ``dataset`` group is left aside.
+
+    Args:
+        cfg: What Hydra composed from ``conf/predict.yaml``.
+
+    Raises:
+        UserError: If a key is unknown or missing, a value has the wrong type or is out of range, or two do not go
+            together.
+    """
+    for key, example in (("ckpt", "runs/.../checkpoints/best.pt"), ("input", "photo.jpg, or input=test")):
+        if OmegaConf.is_missing(cfg, key):
+            raise UserError(f"{key} is missing; give it as {key}={example}")
+    own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "dataset"])
+    config = checked(PredictConfig, own, _CHECKS)
+    if config.submission and config.input != "test":
+        raise UserError(f"submission=true, but input={config.input}; a server scores a test split: give input=test")
+    if cfg.get("dataset") is not None and config.input not in PARTS:
+        raise UserError(f"a data set is given, but input={config.input} is a path; leave out dataset=...")
+    return config
+
+
+def predict(cfg: DictConfig, folder: Path, benchmarks: Mapping[str, Benchmark] = BENCHMARKS) -> dict[str, Any]:
+    """Segment what is asked for and write labels, overlays and what else is wanted into ``folder``.
+
+    Args:
+        cfg: Composed from ``conf/predict.yaml``.
+        folder: The run's folder.
+        benchmarks: Rules of the servers (see ``icda.prediction.submission``).
+
+    Returns:
+        What ``predict.json`` holds: what was segmented, how many, which were skipped, and how fast.
+
+    Raises:
+        UserError: If checkpoint, input or settings cannot be used; with ``on_error=skip`` after everything else has
+            been written, if images were skipped.
+    """
+    config = validate_predict(cfg)
+    device = pick_device(config.device)
+    path = None if config.input in PARTS else existing(config.input)
+    trained = load_trained(config.ckpt, device, teacher=config.teacher)
+    video = path is not None and is_video(path)
+    labels = (not video) if config.labels == "auto" else config.labels
+    if not (labels or config.overlays or config.colors or config.confidence or config.submission):
+        raise UserError("nothing is to be written; give one of labels=true, overlays=true, colors=true")
+    (folder / "predict.json").unlink(missing_ok=True)
+    writer = PredictionWriter(
+        folder,
+        trained.classes,
+        labels=labels,
+        overlays=config.overlays and not video,
+        colors=config.colors,
+        confidence=config.confidence,
+        opacity=config.opacity,
+    )
+    with logging_redirect_tqdm():
+        if video:
+            done = _predict_video(config, trained, path, folder, writer)
+        else:
+            done = _predict_pictures(config, cfg.get("dataset"), trained, path, folder, writer, benchmarks)
+    summary = {
+        "input": config.input,
+        **done,
+        "checkpoint": config.ckpt,
+        "step": trained.step,
+        "teacher": config.teacher,
+    }
+    (folder / "predict.json").write_text(json.dumps(summary, indent=2) + "\n")
+    _report(summary, folder)
+    return summary
+
+
+def _report(summary: dict[str, Any], folder: Path) -> None:
+    """Say what was done; a ``UserError`` about what was skipped."""
+    unit = "frames" if "frames" in summary else "images"
+    count, seconds, skipped = summary[unit], summary["seconds"], summary.get("skipped", [])
+    rate = summary["per_second"]
+    log.info("%s in %.1f s, %.2f %s/s; written to %s", counted(count, unit), seconds, rate, unit, folder)
+    if skipped:
+        raise UserError(
+            f"{len(skipped)} of {len(skipped) + count} images were skipped, since they could not be read; they are "
+            f"listed in {folder / 'predict.json'}, the first: {skipped[0]['error']}"
+        )
+
+
+def counted(count: int, unit: str) -> str:
+    """A number with its unit, given in the plural: "1 image", "2 images"."""
+    return f"{count} {unit if count != 1 else unit.removesuffix('s')}"
+
+
+def _predict_pictures(
+    config: PredictConfig,
+    chosen: DictConfig | None,
+    trained: Trained,
+    path: Path | None,
+    folder: Path,
+    writer: PredictionWriter,
+    benchmarks: Mapping[str, Benchmark],
+) -> dict[str, Any]:
+    """Images of a path, or of a part of a data set if there is none; ``done`` as ``predict.json`` tells it."""
+    dataset = None if path is not None else open_input(config.input, trained.config, chosen, config.data_dir)
+    if dataset is None:
+        pictures, what = find_pictures(path, without=folder), str(path)
+        size = chosen_size(config.size, training_size(trained.config))
+    else:
+        pictures, what = pictures_of(dataset), dataset.name
+        size = chosen_size(config.size, InputSize(fixed=dataset.size))
+    if pictures.left_aside:
+        left = pictures.left_aside
+        log.warning("%d videos are left aside, the first is %s; give one as input=", len(left), left[0])
+    with _submission(config, dataset, trained, folder, benchmarks) as submission:
+        count, device = counted(len(pictures), "images"), trained.model.mean.device
+        log.info("%s: %s, entering at %s, on %s", what, count, size, device)
+
+        def take(index: int, image: np.ndarray, labels: np.ndarray, confidence: np.ndarray | None) -> None:
+            writer(pictures.names[index], image, labels, confidence)
+            if submission is not None:
+                submission.add(index, labels, confidence)
+
+        start = time.monotonic()
+        skipped = predict_pictures(
+            trained.model,
+            pictures,
+            size,
+            take,
+            confidence=config.confidence or config.submission,
+            skip=config.on_error == "skip",
+            workers=config.workers,
+            progress=config.progress,
+        )
+        done, seconds = len(pictures) - len(skipped), time.monotonic() - start
+        if submission is not None and not skipped:
+            log.info("submission for %s: %s", submission.benchmark.name, submission.finish())
+    return {"images": done, "skipped": skipped, "seconds": seconds, "per_second": done / seconds}
+
+
+def _submission(
+    config: PredictConfig,
+    dataset: SegmentationDataset | None,
+    trained: Trained,
+    folder: Path,
+    benchmarks: Mapping[str, Benchmark],
+) -> AbstractContextManager[Submission | None]:
+    """Where predictions are collected for a server, if that is asked for."""
+    if not config.submission or dataset is None:
+        return nullcontext()
+    return Submission(
+        dataset,
+        find_benchmark(dataset, benchmarks),
+        trained.classes,
+        folder / "submission.zip",
+        layout=config.submission_layout,
+        invalid_threshold=config.invalid_threshold,
+    )
+
+
+def _predict_video(
+    config: PredictConfig, trained: Trained, path: Path, folder: Path, writer: PredictionWriter
+) -> dict[str, Any]:
+    """All frames of a video; ``done`` as ``predict.json`` tells it."""
+    size = chosen_size(config.size, training_size(trained.config))
+    with VideoReader(path) as video:
+        height, width = video.size
+        log.info(
+            "%s: %d x %d (height x width), %.6g frames/s, %s frames, entering at %s, on %s",
+            path, height, width, video.fps, video.declared or "unknown", size, trained.model.mean.device,
+        )  # fmt: skip
+        film = VideoWriter(folder / "overlay.mp4", video.fps, video.size) if config.overlays else None
+
+        def take(index: int, image: np.ndarray, labels: np.ndarray, confidence: np.ndarray | None) -> None:
+            writer(f"{index:06d}", image, labels, confidence)
+            if film is not None:
+                film.write(overlay(image, labels, trained.classes, config.opacity))
+
+        start = time.monotonic()
+        try:
+            count = predict_video(
+                trained.model, video, size, take, confidence=config.confidence, progress=config.progress
+            )
+        except KeyboardInterrupt:
+            if film is not None:
+                log.warning("stopped; %s holds the first %d frames", film.path, film.frames)
+            raise
+        finally:
+            if film is not None:
+                film.close()
+        seconds = time.monotonic() - start
+        if count < (video.declared or 0):
+            log.warning(
+                "%s names %d frames, but ends after %d that could be read; it may be damaged",
+                path,
+                video.declared,
+                count,
+            )
+    return {
+        "frames": count,
+        "frames_declared": video.declared,
+        "fps": video.fps,
+        "seconds": seconds,
+        "per_second": count / seconds,
+    }
+
+
+def predict_image(
+    trained: Trained, image: np.ndarray, size: InputSize | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Segment a picture.
+
+    Args:
+        trained: From ``icda.training.checkpoint.load_trained``.
+        image: RGB (H, W, 3) uint8.
+        size: At which it enters the network; None takes the area of the training's validation images.
+
+    Returns:
+        Train ids (H, W) uint8, and the softmax probability of each (H, W) float32.
+
+    Raises:
+        UserError: If the memory does not suffice.
+    """
+    model = trained.model
+    size = training_size(trained.config) if size is None else size
+    labels, confidence = segment(model, _entering(model, image, size), image.shape[:2], True)
+    assert confidence is not None
+    return labels, confidence
+
+
+def predict_pictures(
+    model: SegmentationModel,
+    pictures: Pictures,
+    size: InputSize,
+    take: Take,
+    *,
+    confidence: bool = False,
+    skip: bool = False,
+    workers: int = 0,
+    progress: bool = False,
+) -> list[dict[str, str]]:
+    """Segment pictures one by one; reading, network and ``take`` overlap.
+
+    Args:
+        model: In evaluation mode.
+        pictures: What to read.
+        size: At which they enter the network.
+        take: Called for each picture, from threads, in no certain order.
+        confidence: Whether it needs the confidence.
+        skip: Whether a picture that cannot be read is left out instead of raising.
+        workers: Processes that read.
+        progress: Whether to show a progress bar, on a terminal.
+
+    Returns:
+        ``file`` and ``error`` of what was left out.
+
+    Raises:
+        UserError: If a picture cannot be read, or the memory does not suffice.
+    """
+    skipped = []
+    reader = PictureReader(pictures.paths, size, model.mean, model.std, skip)
+    with Background() as background:
+        for sample in _bar(batches(reader, 1, workers), len(pictures), "image", progress):
+            index = int(sample["index"])
+            if "error" in sample:
+                skipped.append({"file": str(pictures.paths[index]), "error": sample["error"][0]})
+                continue
+            image = sample["image"][0].numpy()
+            labels, probability = segment(model, sample["entering"], image.shape[:2], confidence)
+            background.submit(take, index, image, labels, probability)
+    return skipped
+
+
+def predict_video(
+    model: SegmentationModel,
+    video: VideoReader,
+    size: InputSize,
+    take: Take,
+    *,
+    confidence: bool = False,
+    progress: bool = False,
+) -> int:
+    """Segment the frames of a video; reading, network and ``take`` overlap.
+
+    Args:
+        model: In evaluation mode.
+        video: An open video.
+        size: At which frames enter the network.
+        take: Called for each frame in order, from one thread; for all that were segmented also after an error.
+        confidence: Whether it needs the confidence.
+        progress: Whether to show a progress bar, on a terminal.
+
+    Returns:
+        Number of frames.
+    """
+    count = 0
+    with Background(threads=1) as background:
+        for count, image in enumerate(_bar(video, video.declared, "frame", progress), start=1):
+            labels, probability = segment(model, _entering(model, image, size), image.shape[:2], confidence)
+            background.submit(take, count - 1, image, labels, probability)
+    return count
+
+
+def _bar(items: Any, total: int | None, unit: str, progress: bool) -> tqdm:
+    return tqdm(items, total=total, desc="predict", unit=unit, disable=None if progress else True, leave=False)
+
+
+def _entering(model: SegmentationModel, image: np.ndarray, size: InputSize) -> Tensor:
+    """An RGB image (H, W, 3) uint8 as the network takes it, (1, 3, h, w) float32."""
+    return normalize(size.resize(image), model.mean.cpu().numpy(), model.std.cpu().numpy())[None]
