@@ -1,0 +1,10 @@
+"""Look whether a data set is whole, and make what speeds up training: python scripts/prepare.py dataset=NAME"""
+
+import sys
+from pathlib import Path
+
+from icda.cli import run
+from icda.data.prepare import prepare
+
+if __name__ == "__main__":
+    sys.exit(run("prepare", prepare, Path(__file__).resolve().parents[1] / "conf"))
