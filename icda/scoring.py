@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from icda.config import EvalConfig, validate_eval
 from icda.data.base import SegmentationDataset
 from icda.data.overlap import settle_overlaps
-from icda.data.setup import attach_cache, open_part
+from icda.data.setup import attach_cache, open_part, with_data
 from icda.errors import UserError
 from icda.evaluation import evaluate
 from icda.metrics import UncertaintyIoU
@@ -110,7 +110,8 @@ def open_sets(
     Raises:
         UserError: If a set that was asked for is missing, one is incomplete, or its classes are not the model's.
     """
-    composed = _compose(config, chosen, trained)
+    composed = with_data(trained.config, chosen, config.data_dir, config.prepared_dir)
+    composed = OmegaConf.create(OmegaConf.to_container(composed, resolve=True))
     group = composed.dataset
     if group.get("prepare") is not None:
         open_part(group.prepare)
@@ -133,20 +134,6 @@ def open_sets(
     for line in settle_overlaps(config.overlap, trained.trained_frames, datasets):
         log.warning("%s\n", line)
     return datasets, absent
-
-
-def _compose(config: EvalConfig, chosen: DictConfig | None, trained: Trained) -> DictConfig:
-    """The configuration of the training, resolved, with what was chosen for the scoring in its place."""
-    composed = trained.config
-    with open_dict(composed):
-        if config.data_dir is not None:
-            composed.data_dir = config.data_dir
-            composed.prepared_dir = "${data_dir}/icda_prepared"
-        if config.prepared_dir is not None:
-            composed.prepared_dir = config.prepared_dir
-        if chosen is not None:
-            composed.dataset = OmegaConf.to_container(chosen, resolve=False)
-    return OmegaConf.create(OmegaConf.to_container(composed, resolve=True))
 
 
 def _check_classes(ckpt: str, trained: Trained, dataset: SegmentationDataset) -> None:

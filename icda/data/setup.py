@@ -10,7 +10,7 @@ from typing import Any
 import albumentations as A
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from icda.config import CemConfig, TrainConfig
 from icda.data.base import SegmentationDataset
@@ -47,6 +47,30 @@ def open_part(node: Any, **changes: Any) -> Any:
         if isinstance(cause, TypeError):
             raise UserError(f"{node.get('_target_')}: {cause}; see conf/dataset for its settings") from None
         raise
+
+
+def with_data(
+    training: DictConfig, chosen: DictConfig | None, data_dir: str | None = None, prepared_dir: str | None = None
+) -> DictConfig:
+    """The configuration of a training with other data, for scoring and predicting; interpolations stay as they are.
+
+    Args:
+        training: What a checkpoint holds; one of an earlier version may lack ``prepared_dir``.
+        chosen: A ``dataset`` group that takes the place of the training's; None leaves that.
+        data_dir: Takes the place of the training's; ``prepared_dir`` then follows, unless it is given.
+        prepared_dir: Takes the place of the training's.
+    """
+    composed = training.copy()
+    with open_dict(composed):
+        if data_dir is not None:
+            composed.data_dir = data_dir
+        if prepared_dir is not None:
+            composed.prepared_dir = prepared_dir
+        elif data_dir is not None or "prepared_dir" not in composed:
+            composed.prepared_dir = "${data_dir}/icda_prepared"
+        if chosen is not None:
+            composed.dataset = OmegaConf.to_container(chosen, resolve=False)
+    return composed
 
 
 def attach_cache(dataset: SegmentationDataset, prepared_dir: str, data_dir: str) -> SegmentationDataset:

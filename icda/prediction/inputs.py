@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from icda.data.base import Sample, SegmentationDataset
 from icda.data.io import IMAGE_ENDINGS, read_image, resize_image
-from icda.data.setup import open_part
+from icda.data.setup import open_part, with_data
 from icda.data.stream import normalize
 from icda.errors import UserError
 
@@ -148,13 +148,7 @@ def open_input(
     Raises:
         UserError: If the data set has no such part, or it cannot be opened.
     """
-    composed = training.copy()
-    with open_dict(composed):
-        composed.setdefault("prepared_dir", "${data_dir}/icda_prepared")
-        if data_dir is not None:
-            composed.data_dir = data_dir
-        if chosen is not None:
-            composed.dataset = OmegaConf.to_container(chosen, resolve=False)
+    composed = with_data(training, chosen, data_dir)
     dataset = composed.dataset
     if dataset.get(part) is None:
         there = [p for p in PARTS if dataset.get(p) is not None]
