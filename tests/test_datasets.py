@@ -89,6 +89,9 @@ def test_train_score_and_predict(dataset, data_dir, tmp_path):
 def test_sets_for_scoring_only(dataset, data_dir, checkpoint, tmp_path):
     result = score(composed("eval", f"ckpt='{checkpoint}'", f"dataset={dataset}", *sizes(dataset)), tmp_path)
     assert list(result["sets"]) == ["val"] and 0 <= result["sets"]["val"]["miou"] <= 1
+    arguments = (f"ckpt='{checkpoint}'", f"dataset={dataset}", *sizes(dataset), "input=val")
+    predict(composed("predict", *arguments), tmp_path / "predicted")
+    assert len(list((tmp_path / "predicted" / "labels").rglob("*.png"))) == result["sets"]["val"]["images"]
     with pytest.raises(UserError, match="only for scoring"):
         run_train(dataset, data_dir, tmp_path / "run", "schedule=demo")
 
