@@ -6,8 +6,9 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
@@ -22,9 +23,25 @@ Result = TypeVar("Result")
 
 
 class Bar(tqdm):
-    """A progress bar without tqdm's monitor, which is a thread: beside a second thread nothing can be forked."""
+    """A progress bar without tqdm's monitor, which is a thread: beside a second thread nothing can be forked.
+
+    Where its lines go to a file, there are few of them.
+
+    Args:
+        iterable: What to show the progress of.
+        desc: What is being done.
+        total: How many there are.
+        unit: What they are.
+        disable: Whether to show nothing.
+    """
 
     monitor_interval = 0
+
+    def __init__(
+        self, iterable: Iterable[object], desc: str, total: int, *, unit: str = "it", disable: bool = False
+    ) -> None:
+        every = 0.1 if sys.stderr.isatty() else 20.0  # seconds
+        super().__init__(iterable, desc, total, unit=unit, disable=disable, mininterval=every)
 
 
 def in_processes(

@@ -60,7 +60,7 @@ def note(folder: Path, number: int) -> int:
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_results_come_in_order(workers):
-    results = list(Bar(in_processes(square, range(30), workers), disable=True))
+    results = list(Bar(in_processes(square, range(30), workers), "squares", 30, disable=True))
     assert [value for value, _ in results] == [n * n for n in range(30)]
     processes = {process for _, process in results}
     assert (os.getpid() in processes) == (workers < 2) and len(processes) <= max(workers, 1)
@@ -72,7 +72,7 @@ def test_no_more_processes_than_tasks_and_none_for_nothing():
 
 
 def test_our_bars_start_no_thread():
-    list(Bar(in_processes(square, range(8), 2)))
+    list(Bar(in_processes(square, range(8), 2), "squares", 8))
     assert threading.active_count() == 1
 
 
