@@ -30,6 +30,9 @@ def run(name: str, main: Callable[[DictConfig, Path], object], conf: Path) -> in
         Exit status: 0, 1 after a mistake of the person's (told in one line on standard error), 130 after Ctrl-C.
         Anything else is raised, with its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be text in the terminal's encoding
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     # Hydra would print its own lines and leave; with this it raises, and the lines below decide.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     failed: list[int] = []

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from icda.data.base import Count, Sample, check_split, list_files
+from icda.data.base import Count, Sample, check_split
 from icda.data.cityscapes import CityscapesLabels
 from icda.data.classes import CITYSCAPES
 from icda.data.darkzurich import DRIVE_ENDINGS, INVALID_ENDING, expected_invalid, list_invalid
+from icda.data.files import list_files
 from icda.data.io import IMAGE_ENDINGS
-from icda.data.pairs import apply_unpaired, check_unpaired
+from icda.data.pairs import apply_unpaired, check_unpaired, describe_unpaired
 from icda.errors import UserError
 
 CONDITIONS = ("fog", "night", "rain", "snow")
@@ -90,6 +91,7 @@ class ACDC(CityscapesLabels):
             self.pairing = f"file names in {split}_ref"
             # Without the check, what unpaired=error would refuse is found in ``missing``.
             lenient = "keep" if unpaired == "error" and not check else unpaired
+            self.pairing += describe_unpaired(images, reference, unpaired)
             images, self.unpaired = apply_unpaired(name, images, reference, lenient)
             if unpaired == "error":
                 expected["reference"] = self._pattern(root, "rgb_anon", f"{split}_ref", REFERENCE_ENDINGS[0])

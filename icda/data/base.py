@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from icda.data.classes import ClassSet
+from icda.data.files import list_files
 from icda.data.io import (
     IMAGE_ENDINGS,
     image_size,
@@ -27,7 +27,7 @@ from icda.errors import UserError
 if TYPE_CHECKING:
     from icda.data.cache import ImageCache
 
-DRIVE_FRAME = re.compile(r"(GOPR\d{4}|GP\d{6})_frame_(\d{6})")
+DRIVE_FRAME = re.compile(r"(GOPR\d{4}|GP\d{6})_frame_(\d{6})(?!\d)")
 """Sequence and frame in the file names of Dark Zurich and ACDC, which come from the same drives."""
 
 
@@ -88,6 +88,7 @@ class SegmentationDataset:
     Attributes:
         cache: Where images and labels at ``size`` may have been stored; None reads the files themselves.
         left_out: Number of samples that ``keep`` left out.
+        remarks: What a person should know about how the samples were chosen, a line each.
 
     Raises:
         UserError: If there are no samples, one lacks a companion, or the size is not two positive numbers.
@@ -122,6 +123,7 @@ class SegmentationDataset:
         self.strays = tuple(strays)
         self.cache: ImageCache | None = None
         self.left_out = 0
+        self.remarks: tuple[str, ...] = ()
         if not self.samples:
             raise UserError(f"{name}: no images found in {self.root}; expected {self.TREE}")
         if translations is not None:
@@ -356,42 +358,6 @@ class SegmentationDataset:
 def title(companion: str) -> str:
     """What people call a companion of an image, such as "invalid mask" for ``Sample.invalid``."""
     return {"invalid": "invalid mask"}.get(companion, companion)
-
-
-def list_files(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
-    """All files below a folder with one of the endings, sorted, in one walk. Hidden files are left out.
-
-    Args:
-        folder: Where to look.
-        endings: Ends of file names, such as ``_leftImg8bit.png``; upper and lower case are the same.
-
-    Returns:
-        Path of each file by its key: the path relative to the folder, with ``/``, without the ending.
-
-    Raises:
-        UserError: If two files have the same key.
-    """
-    endings = tuple(ending.lower() for ending in endings)
-    found: dict[str, Path] = {}
-    above: dict[Path, frozenset[str]] = {}  # real paths of a folder and of those above it
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        parent = Path(parent)
-        real = os.path.realpath(parent)
-        line = above.get(parent.parent, frozenset())
-        if real in line:  # a symbolic link to a folder above it
-            folders.clear()
-            continue
-        above[parent] = line | {real}
-        prefix = "" if parent == folder else parent.relative_to(folder).as_posix() + "/"
-        for name in names:
-            ending = next((e for e in endings if name.lower().endswith(e)), None)
-            if ending is None or name.startswith("."):  # ._x.png: what macOS leaves in archives
-                continue
-            key = prefix + name[: len(name) - len(ending)]
-            if key in found:
-                raise UserError(f"two files for one sample: {found[key]} and {parent / name}; remove one of them")
-            found[key] = parent / name
-    return dict(sorted(found.items()))
 
 
 def check_split(name: str, split: str, splits: Sequence[str]) -> None:

@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 
 import cv2
 
-from icda.data.base import Sample, SegmentationDataset, list_files
+from icda.data.base import Sample, SegmentationDataset
 from icda.data.classes import CITYSCAPES
+from icda.data.files import list_files
 from icda.data.io import IMAGE_ENDINGS, read_image
 from icda.errors import UserError
 

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from icda.data.base import Sample, SegmentationDataset, check_split, list_files
+from icda.data.base import Sample, SegmentationDataset, check_split
 from icda.data.classes import CAMVID
+from icda.data.files import list_files
 from icda.data.io import IMAGE_ENDINGS
 from icda.errors import UserError
 

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from icda.data.base import Sample, SegmentationDataset, check_split, list_files
+from icda.data.base import Sample, SegmentationDataset, check_split
 from icda.data.classes import CITYSCAPES
+from icda.data.files import list_files
 
 LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 """Official label id of every train id (cityscapesscripts/helpers/labels.py)."""

@@ -9,9 +9,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from icda.data.base import Count, Sample, check_split, list_files
+from icda.data.base import Count, Sample, check_split
 from icda.data.cityscapes import CityscapesLabels
 from icda.data.classes import CITYSCAPES
+from icda.data.files import list_files
 from icda.data.io import IMAGE_ENDINGS
 from icda.data.pairs import (
     Positions,
@@ -19,6 +20,7 @@ from icda.data.pairs import (
     check_distance,
     check_unpaired,
     describe_distances,
+    describe_unpaired,
     nearest,
     read_positions,
     references_from_lists,
@@ -121,6 +123,7 @@ class DarkZurich(CityscapesLabels):
         if references and images and split == "train":
             reference = self._references_of_train(name, root, images, pairs, max_distance, check)
             # Without the check, what unpaired=error would refuse is found in ``missing``.
+            self.pairing += describe_unpaired(images, reference, unpaired)
             images, self.unpaired = apply_unpaired(name, images, reference, unpaired if check else _lenient(unpaired))
             if unpaired == "error":
                 expected["reference"] = f"a pair for each, from {self.pairing}"

@@ -22,6 +22,7 @@ from icda.data.pairs import (
     check_distance,
     check_unpaired,
     describe_distances,
+    describe_unpaired,
     nearest,
     read_positions,
     references_from_lists,
@@ -84,6 +85,8 @@ class Folder(SegmentationDataset):
 
     TREE = "files that match the pattern images"
 
+    HAS_DRIVE_FRAMES = True  # of images taken from Dark Zurich or ACDC
+
     def __init__(
         self,
         root: str,
@@ -116,12 +119,14 @@ class Folder(SegmentationDataset):
         keys = found.keys(name, folder)
         label_of, expected = _find_labels(name, found, label_files, check) if labels else ({}, {})
         self.unlabelled = len(keys) - len(label_of) if labels and unlabelled == "drop" else 0
+        all_keys = keys
         if self.unlabelled:
             keys = {key: path for key, path in keys.items() if path in label_of}
         day_of, self.pairing, self.unpaired = {}, "no references", 0
         if references:
             how = (None if pairs is None else str(pairs), positions, max_distance, check)
             day_of, self.pairing = _find_references(name, folder, found, day_files, *how)
+            self.pairing += describe_unpaired(keys, day_of, unpaired)
             keys, self.unpaired = apply_unpaired(name, keys, day_of, unpaired)
         super().__init__(
             name,
@@ -134,6 +139,11 @@ class Folder(SegmentationDataset):
             translations=translations,
             check=check,
         )
+        if self.unlabelled:
+            first = next(path for path in all_keys.values() if path not in label_of)
+            self.remarks = (
+                f"{self.unlabelled} of {len(all_keys)} images have no label and are left out, the first is {first}",
+            )
 
     def _label_mapping(self, path: Path) -> np.ndarray | None:
         if self._by_file_name and path.stem.lower().endswith(LABEL_IDS.lower()):

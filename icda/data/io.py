@@ -6,6 +6,7 @@ Pillow reads everything. OpenCV is a little faster, but it returns half-grey ima
 from __future__ import annotations
 
 import io
+import zlib
 from pathlib import Path
 
 import cv2
@@ -18,7 +19,6 @@ from icda.errors import UserError
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
-_PNG_END = b"IEND\xaeB`\x82"
 _PNG_BIT_DEPTH = 24  # position of the bit depth in a PNG file
 _EXIF_ORIENTATION = 0x0112
 _EXIF_QUARTER_TURNS = (5, 6, 7, 8)  # orientations that swap height and width
@@ -29,7 +29,8 @@ _WIDE_LABEL_MODES = ("I", "I;16", "I;16L", "I;16B")
 def read_image(path: str | Path) -> np.ndarray:
     """Read a photograph.
 
-    Grey images are spread over three channels, transparency is dropped, the EXIF orientation is applied.
+    Grey images are spread over three channels, transparency is dropped. The EXIF orientation of a JPEG is applied; a
+    PNG is never turned, since cameras write none and label maps do not say how theirs were.
 
     Args:
         path: PNG or JPEG file, 8 bit per channel.
@@ -47,7 +48,8 @@ def read_image(path: str | Path) -> np.ndarray:
             f"{path} has more than 8 bit per channel (mode {picture.mode}); images must be 8-bit PNG or JPEG: "
             "convert it to 8 bit"
         )
-    picture = ImageOps.exif_transpose(picture)
+    if picture.format != "PNG":
+        picture = ImageOps.exif_transpose(picture)
     return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
@@ -125,9 +127,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     try:
         with Image.open(path) as picture:
             width, height = picture.size
-            # Pillow decodes a whole PNG in search of EXIF data that may follow the pixels: do not ask for it.
-            may_turn = picture.format != "PNG" or "exif" in picture.info
-            orientation = picture.getexif().get(_EXIF_ORIENTATION) if may_turn else None
+            orientation = None if picture.format == "PNG" else picture.getexif().get(_EXIF_ORIENTATION)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise _unreadable(path, error) from error
     return (width, height) if orientation in _EXIF_QUARTER_TURNS else (height, width)
@@ -177,9 +177,23 @@ def _load(path: Path) -> tuple[Image.Image, int]:
             raise
         raise _unreadable(path, error) from error
     is_png = data.startswith(_PNG_START)
-    if is_png and _PNG_END not in data[-64:] and _PNG_END not in data:
-        raise _unreadable(path, EOFError("image file is truncated, its end is missing"))
+    if is_png and (fault := _png_fault(data)):
+        raise _unreadable(path, ValueError(fault))
     return picture, data[_PNG_BIT_DEPTH] if is_png else 8
+
+
+def _png_fault(data: bytes) -> str | None:
+    """What is wrong with a PNG file that Pillow has decoded; it compares no checksums of the pixels' own chunks."""
+    place = len(_PNG_START)
+    while place + 12 <= len(data):  # length, kind, content, checksum
+        length = int.from_bytes(data[place : place + 4], "big")
+        end = place + 8 + length
+        if zlib.crc32(data[place + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            return "a checksum does not fit"
+        if data[place + 4 : place + 8] == b"IEND":
+            return None
+        place = end + 4
+    return "image file is truncated, its end is missing"
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
@@ -187,6 +201,9 @@ def _unreadable(path: Path, error: Exception) -> UserError:
         return UserError(f"{path} does not exist; it may have been moved since the start, or be a broken link")
     if isinstance(error, PermissionError | IsADirectoryError):
         return UserError(f"{path} cannot be opened: {error.strerror}; check what it is and its permissions")
+    if isinstance(error, Image.DecompressionBombError):
+        most = 2 * Image.MAX_IMAGE_PIXELS
+        return UserError(f"{path} has more than {most} pixels, the most that are read; make it smaller")
     reason = "not a known image format" if isinstance(error, Image.UnidentifiedImageError) else error
     return UserError(f"{path} cannot be read: {reason}; the file is damaged or truncated: copy or unzip it again")
 

@@ -9,9 +9,10 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from icda.data.base import Sample, check_split, list_files
+from icda.data.base import Sample, check_split
 from icda.data.cityscapes import LAST_LABEL_ID, CityscapesLabels, label_ids_to_train_ids
 from icda.data.classes import CITYSCAPES
+from icda.data.files import list_files
 from icda.data.io import IMAGE_ENDINGS, read_image, resize_label
 from icda.errors import UserError
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from icda.data.base import Sample, list_files
+from icda.data.base import Sample
 from icda.data.cityscapes import CityscapesLabels
 from icda.data.classes import CITYSCAPES
+from icda.data.files import list_files
 
 
 class NighttimeDriving(CityscapesLabels):

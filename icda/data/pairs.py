@@ -313,6 +313,21 @@ def apply_unpaired(
     return kept, len(without)
 
 
+def describe_unpaired(images: Mapping[str, Path], references: Mapping[str, Path], unpaired: str) -> str:
+    """What ``apply_unpaired`` does to images without a day reference, to follow another text; empty if all have one.
+
+    Args:
+        images: File of each image, by key.
+        references: Day reference by the key of its image.
+        unpaired: ``drop``, ``keep`` or ``error``.
+    """
+    without = [path for key, path in images.items() if key not in references]
+    if not without:
+        return ""
+    what = {"drop": "left out", "keep": "kept; theirs are made from themselves"}.get(unpaired, "not to be")
+    return f"; {len(without)} of {len(images)} images have none and are {what}, the first is {without[0]}"
+
+
 def check_unpaired(name: str, unpaired: str) -> None:
     """Refuse a value of the setting ``unpaired`` that is not in ``UNPAIRED``.
 

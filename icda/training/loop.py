@@ -317,6 +317,9 @@ class Run:
             val.name,
             len(val),
         )
+        for part in (*self.datasets.trained, val):
+            for remark in part.remarks:
+                log.info("%s: %s", part.name, remark)
         if self.config.loss.needs_reference and (pairing := getattr(target, "pairing", "")):
             log.info("%s: day references from %s", target.name, pairing)
         log.info(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import trees
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
@@ -239,3 +240,15 @@ def test_translations(tmp_path):
         save(tmp_path / f"translated/rgb_anon/{condition}/train/{frame}_rgb_anon.png", 200)
     dataset = ACDC(str(root), "train", translations=str(tmp_path / "translated"))
     assert dataset.translation(3)[0, 0, 0] == 200
+
+
+def test_images_without_a_reference_are_named_when_left_out_or_kept(tmp_path):
+    trees.write_acdc(tmp_path)
+    dataset = ACDC(str(tmp_path), "train", ["night"])
+    assert "have none" not in dataset.pairing
+    dataset.samples[1].reference.unlink()
+    for unpaired, what, count in (("drop", "left out", 2), ("keep", "kept", 3)):
+        again = ACDC(str(tmp_path), "train", ["night"], unpaired=unpaired)
+        assert len(again) == count
+        assert f"1 of 3 images have none and are {what}" in again.pairing
+        assert str(dataset.samples[1].image) in again.pairing

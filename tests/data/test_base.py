@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from icda.data.base import Count, Sample, SegmentationDataset, list_files
+from icda.data.base import Count, Sample, SegmentationDataset
 from icda.data.classes import CITYSCAPES
+from icda.data.files import list_files
 from icda.errors import UserError
 
 

@@ -144,6 +144,7 @@ def test_stray_labels_and_images_without(tmp_path):
     assert [s.image for s in unchecked.missing["label"]] == [lone] and len(unchecked) == 4
     dropped = Folder(**arguments, unlabelled="drop")
     assert len(dropped) == 3 and dropped.unlabelled == 1 and dropped.missing == {}
+    assert len(dropped.remarks) == 1 and dropped.remarks[0].startswith("1 of 4 images have no label and are left out")
     with pytest.raises(UserError, match="unlabelled is 'keep'; choose one of error, drop"):
         Folder(**arguments, unlabelled="keep")
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -64,7 +66,8 @@ def test_exif_orientation_is_applied_as_opencv_does(tmp_path, form, orientation)
     path = tmp_path / f"a.{form.lower()}"
     path.write_bytes(encoded(photo(), form, exif=exif))
     read = read_image(path)
-    assert image_size(path) == read.shape[:2] == ((80, 48) if orientation >= 5 else (48, 80))
+    turned = form == "JPEG" and orientation >= 5  # a PNG is never turned
+    assert image_size(path) == read.shape[:2] == ((80, 48) if turned else (48, 80))
     if form == "JPEG":  # OpenCV applies the orientation of JPEG files
         np.testing.assert_array_equal(read, cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB))
 
@@ -190,3 +193,38 @@ def test_resized_label_stays_aligned_with_resized_image():
         label = resize_label(step, (height, width))
         clear = (image < 90) | (image > 110)
         np.testing.assert_array_equal(label[clear], (image > 100)[clear])
+
+
+def test_every_flipped_byte_of_a_png_is_noticed(tmp_path):
+    """Pillow compares no checksums of pixel data, so a flipped byte could change ids without a word."""
+    label = np.kron(np.random.default_rng(0).integers(0, 19, (6, 8)), np.ones((4, 4))).astype(np.uint8)
+    whole = encoded(label, "PNG")
+    path = tmp_path / "label.png"
+    path.write_bytes(whole)
+    assert np.array_equal(read_label(path, CITYSCAPES), label)
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0x10
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"label\.png"):
+            read_label(path, CITYSCAPES)
+
+
+def test_size_and_pixels_of_a_png_agree_wherever_its_orientation_stands(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = encoded(photo(), "PNG")
+    chunk = b"eXIf" + exif.tobytes().removeprefix(b"Exif\x00\x00")
+    chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    path = tmp_path / "late.png"
+    path.write_bytes(whole[:-12] + chunk + whole[-12:])  # between the pixels and the end
+    assert read_image(path).shape[:2] == image_size(path) == (48, 80)
+
+
+def test_too_many_pixels_are_told_as_such(tmp_path):
+    path = tmp_path / "huge.png"
+    Image.new("1", (14000, 14000)).save(path)
+    with pytest.raises(
+        UserError, match=r"huge\.png has more than \d+ pixels, the most that are read; make it smaller"
+    ):
+        read_image(path)

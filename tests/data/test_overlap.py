@@ -9,6 +9,7 @@ from icda.data.acdc import ACDC
 from icda.data.base import Sample, SegmentationDataset
 from icda.data.classes import CITYSCAPES
 from icda.data.darkzurich import DarkZurich
+from icda.data.folder import Folder
 from icda.data.overlap import (
     Overlap,
     drop_overlaps,
@@ -132,3 +133,12 @@ def test_dark_zurich_and_acdc_are_cut_from_the_same_drives(tmp_path):
     acdc = ACDC(str(tmp_path / "ACDC"), "train", ["night"], references=False, labelled=False)
     (found,) = find_overlaps([dark_zurich], {"val": acdc})
     assert found == Overlap("Dark Zurich train", "val (ACDC night train)", ("GOPR0351_frame_000159",), 2)
+
+
+def test_images_of_the_drives_in_a_folder_of_ones_own(tmp_path):
+    for name in ("GOPR0356_frame_000321_rgb_anon", "yard_1"):
+        (tmp_path / "night").mkdir(exist_ok=True)
+        (tmp_path / "night" / f"{name}.png").write_bytes(b"")
+    own = Folder(str(tmp_path), "night/*.png")
+    assert frames(own) == {"GOPR0356_frame_000321"}
+    assert len(find_overlaps([own], {"val": part("Dark Zurich val", 321)})) == 1
