@@ -11,9 +11,11 @@ from tqdm import tqdm
 
 from icda.data.base import SegmentationDataset
 from icda.data.loader import EvaluationImages, batches
-from icda.inference import labels_and_confidence_at, labels_at
+from icda.inference import enough_memory, labels_and_confidence_at, labels_at
 from icda.metrics import ConfusionMatrix, UncertaintyIoU
 from icda.models import SegmentationModel
+
+_SMALLER = "give the data set a smaller one, such as dataset.val.size=[height,width]"
 
 
 @torch.inference_mode()
@@ -42,7 +44,7 @@ def evaluate(
         on_prediction: Called with the index of an image and its predicted train ids (h, w) uint8.
 
     Raises:
-        UserError: If an image or a label cannot be used, or the data set has other classes than the model.
+        UserError: If an image or a label cannot be used, or the memory does not suffice.
     """
     classes = dataset.classes
     assert model.num_classes == len(classes), (model.num_classes, len(classes))
@@ -58,14 +60,14 @@ def evaluate(
         disable=None if progress else True,
         leave=False,
     ):
-        if uncertainty is None:
-            prediction = predict(model, image.to(device), label.shape[1:])[0].cpu().numpy()
-        else:
-            labels, confidences = labels_and_confidence_at(model(image.to(device)), label.shape[1:])
-            prediction = labels[0].cpu().numpy()
-            uncertainty.update(
-                prediction, confidences[0].cpu().numpy(), label[0].numpy(), dataset.invalid(int(index))
-            )
+        with enough_memory(tuple(image.shape[2:]), _SMALLER):
+            if uncertainty is None:
+                prediction = predict(model, image.to(device), label.shape[1:])[0].cpu().numpy()
+            else:
+                labels, confidences = labels_and_confidence_at(model(image.to(device)), label.shape[1:])
+                prediction, confidence = (tensor[0].cpu().numpy() for tensor in (labels, confidences))
+        if uncertainty is not None:
+            uncertainty.update(prediction, confidence, label[0].numpy(), dataset.invalid(int(index)))
         matrix.update(prediction, label[0].numpy())
         if on_prediction is not None:
             on_prediction(int(index), prediction)

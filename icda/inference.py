@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -62,6 +66,37 @@ def _resized(logits: Tensor, k: int, size: tuple[int, int]) -> Tensor:
     return F.interpolate(logits[:, k : k + 1], tuple(size), mode="bilinear", align_corners=False)[:, 0]
 
 
+@contextmanager
+def enough_memory(size: tuple[int, ...], mend: str = "give a smaller one as size=[height,width]") -> Iterator[None]:
+    """Where the memory does not suffice inside a ``with`` block, say so in one line.
+
+    Args:
+        size: Height and width at which a picture enters the network.
+        mend: What to do.
+
+    Raises:
+        UserError: Instead of what Python, NumPy, OpenCV and PyTorch raise.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, cv2.error) as error:
+        if not _tells_of_memory(error):
+            raise
+        raise UserError(
+            f"the memory does not suffice for a picture that enters the network at {size[0]} x {size[1]} (height x "
+            f"width); {mend}"
+        ) from error
+
+
+def _tells_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    if isinstance(error, cv2.error):
+        return error.code == cv2.Error.StsNoMem
+    # PyTorch has a type of its own for a GPU's memory alone.
+    return any(words in str(error) for words in ("allocate", "out of memory"))
+
+
 @torch.inference_mode()
 def segment(
     model: SegmentationModel, entering: Tensor, size: tuple[int, int], confidence: bool
@@ -80,17 +115,9 @@ def segment(
     Raises:
         UserError: If the memory does not suffice.
     """
-    try:
+    with enough_memory(tuple(entering.shape[2:])):
         logits = model(entering.to(model.mean.device))
         if not confidence:
             return labels_at(logits, size)[0].cpu().numpy(), None
         labels, probability = labels_and_confidence_at(logits, size)
         return labels[0].cpu().numpy(), probability[0].float().cpu().numpy()
-    except RuntimeError as error:  # PyTorch has a type of its own for a GPU's memory alone
-        if "allocate" not in str(error):
-            raise
-        height, width = entering.shape[2:]
-        raise UserError(
-            f"the memory does not suffice for a picture that enters the network at {height} x {width} (height x "
-            "width); give a smaller one as size=[height,width]"
-        ) from error

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,15 +22,23 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from icda.data.base import Sample, SegmentationDataset
+from icda.data.files import walk
 from icda.data.io import IMAGE_ENDINGS, read_image, resize_image
 from icda.data.setup import open_part, with_data
 from icda.data.stream import normalize
 from icda.errors import UserError
+from icda.inference import enough_memory
+from icda.prediction.outputs import JPEG_SIDE, RESULTS, counted
+
+log = logging.getLogger(__name__)
 
 PARTS = ("test", "val", "source", "target")
 """Parts of a ``dataset`` group."""
 VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".mts")
 """What counts as a video in a folder; a file that is named is opened whatever it is called."""
+OTHER_ENDINGS = (".webp", ".bmp", ".tif", ".tiff", ".jpe", ".gif", ".avif", ".heic", ".heif")
+"""Pictures of other formats, which are not read from a folder."""
+_RESULT_MARKS = ("classes.json", "legend.png")  # stand in every folder that predictions were written to
 _UNREAD = {"labelled": False, "references": False, "translations": None}  # arguments of data sets
 
 
@@ -41,15 +50,30 @@ class Pictures:
         paths: The files.
         names: One for each, different from all others: a relative path with ``/``, without the ending that the
             result gets.
-        left_aside: Videos found beside them, which are not read.
+        videos: Found beside them, not read.
+        others: Pictures of other formats found beside them, not read.
     """
 
     paths: tuple[Path, ...]
     names: tuple[str, ...]
-    left_aside: tuple[Path, ...] = ()
+    videos: tuple[Path, ...] = ()
+    others: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def left_aside(self) -> str:
+        """What was found beside them and is not read, with the mend; empty if nothing."""
+        kinds = (
+            (self.videos, "videos", "give one as input="),
+            (self.others, "pictures of other formats", "convert to PNG or JPEG"),
+        )
+        return "; ".join(
+            f"{len(files)} {unit if len(files) > 1 else unit.replace('s', '', 1)}, the first is {files[0]} ({mend})"
+            for files, unit, mend in kinds
+            if files
+        )
 
 
 def result_name(sample: Sample) -> str:
@@ -78,34 +102,62 @@ def find_pictures(path: Path, without: Path | None = None) -> Pictures:
     """
     if not path.is_dir():
         return Pictures((path,), (path.stem,))
-    found, videos = _walk(path, without)
-    if not found:
-        what = (
-            f"{len(videos)} videos, the first is {videos[0]}; give one of them" if videos else "no PNG or JPEG file"
-        )
+    found = _walk(path, without)
+    if not found.paths:
+        what = found.left_aside or "no PNG or JPEG file"
         raise UserError(f"{path} holds {what}; input= takes an image, a folder of images, or one video")
-    relative = [file.relative_to(path).as_posix() for file in found]
+    relative = [file.relative_to(path).as_posix() for file in found.paths]
     names = [PurePosixPath(name).with_suffix("").as_posix() for name in relative]
     if max(Counter(name.casefold() for name in names).values()) > 1:
         names = relative
-    return Pictures(tuple(found), tuple(names), tuple(videos))
+    return replace(found, names=tuple(names))
 
 
-def _walk(folder: Path, without: Path | None) -> tuple[list[Path], list[Path]]:
-    """Images and videos below a folder, each sorted."""
-    seen = {os.path.realpath(without)} if without is not None else set()
-    found: list[Path] = []
-    videos: list[Path] = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        if (place := os.path.realpath(parent)) in seen:  # a link that leads back up, or the folder to leave out
+def _walk(folder: Path, without: Path | None) -> Pictures:
+    """What is below a folder, results of earlier predictions left out, each kind sorted; without names."""
+    own = None if without is None else os.path.realpath(without)
+    files: list[Path] = []
+    results: list[Path] = []
+    for parent, folders, names in walk(folder):
+        if own is not None and os.path.realpath(parent) == own:
             folders.clear()
-            continue
-        seen.add(place)
-        folders.sort()
-        visible = [Path(parent) / name for name in names if not name.startswith(".")]
-        found += [file for file in visible if file.suffix.lower() in IMAGE_ENDINGS]
-        videos += [file for file in visible if file.suffix.lower() in VIDEO_ENDINGS]
-    return sorted(found), sorted(videos)
+        elif set(_RESULT_MARKS) <= set(names):
+            folders.clear()
+            results.append(parent)
+        else:
+            files += [parent / name for name in names]
+    if folder in results:
+        raise UserError(
+            f"{folder} holds the results of an earlier prediction ({', '.join(_RESULT_MARKS)}); give the folder of "
+            "the originals as input="
+        )
+    if results:
+        log.info("%s of earlier results left out, the first is %s", counted(len(results), "folders"), results[0])
+    kinds = (
+        tuple(sorted(file for file in files if file.suffix.lower() in endings))
+        for endings in (IMAGE_ENDINGS, VIDEO_ENDINGS, OTHER_ENDINGS)
+    )
+    found, videos, others = kinds
+    return Pictures(found, (), videos, others)
+
+
+def check_apart(path: Path, folder: Path, written: Sequence[str] = RESULTS) -> None:
+    """Refuse an input that results would mix with or replace.
+
+    Args:
+        path: The input.
+        folder: Where results go.
+        written: What is written there.
+
+    Raises:
+        UserError: If the input is that folder, or what is written there or lies in it.
+    """
+    real, base = path.resolve(), folder.resolve()
+    inside = real.relative_to(base).parts if real.is_relative_to(base) else None
+    if inside is not None and (not inside or inside[0] in written):
+        raise UserError(
+            f"input={path} is where results would be written; choose another place for these with hydra.run.dir="
+        )
 
 
 def existing(path: str) -> Path:
@@ -124,14 +176,30 @@ def existing(path: str) -> Path:
 
 
 def is_video(path: Path) -> bool:
-    """Whether a file is to be opened as a video: one that is neither named like an image nor a still image."""
+    """Whether a file is to be opened as a video: one that is neither named like an image nor of an image format.
+
+    Animated pictures and those of several pages count as images; their first picture is read.
+    """
     if path.is_dir() or path.suffix.lower() in IMAGE_ENDINGS:
         return False
     try:
         with Image.open(path) as picture:
-            return bool(getattr(picture, "is_animated", False))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            return picture.format == "MPEG"  # known to Pillow, but not read by it
+    except Image.DecompressionBombError:  # raised for images that are known, but large
+        return False
+    except (OSError, SyntaxError, ValueError):
         return True
+
+
+def pictures_in(path: Path) -> int:
+    """How many pictures an image file holds, such as pages of a TIFF or frames of a GIF; 1 if that cannot be told."""
+    if path.is_dir() or path.suffix.lower() in IMAGE_ENDINGS:
+        return 1
+    try:
+        with Image.open(path) as picture:
+            return getattr(picture, "n_frames", 1)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return 1
 
 
 def open_input(
@@ -223,6 +291,25 @@ def chosen_size(setting: str | Sequence[int], auto: InputSize) -> InputSize:
     return auto if setting == "auto" else InputSize(fixed=(setting[0], setting[1]))
 
 
+def entering(image: np.ndarray, size: InputSize, mean: np.ndarray, std: np.ndarray) -> Tensor:
+    """A picture as the network takes it.
+
+    Args:
+        image: RGB (H, W, 3) uint8.
+        size: At which it enters.
+        mean: (3,) of the encoder's normalisation.
+        std: (3,) of the encoder's normalisation.
+
+    Returns:
+        (3, h, w) float32.
+
+    Raises:
+        UserError: If the memory does not suffice.
+    """
+    with enough_memory(size.of(image.shape[:2])):
+        return normalize(size.resize(image), mean, std)
+
+
 class PictureReader(Dataset):
     """Pictures as they are and as the network sees them, for ``icda.data.loader.batches``.
 
@@ -231,30 +318,47 @@ class PictureReader(Dataset):
         size: At which they enter the network.
         mean: (3,) of the encoder's normalisation.
         std: (3,) of the encoder's normalisation.
-        skip: Whether a file that cannot be read is handed on as its message instead of raising it.
+        skip: Whether a file that cannot be used is handed on as its message instead of raising it.
+        as_jpeg: Whether a picture with more pixels on a side than a JPEG holds is refused.
     """
 
-    def __init__(self, paths: Sequence[Path], size: InputSize, mean: Tensor, std: Tensor, skip: bool) -> None:
+    def __init__(
+        self, paths: Sequence[Path], size: InputSize, mean: Tensor, std: Tensor, skip: bool, as_jpeg: bool = False
+    ) -> None:
         self.paths = paths
         self.size = size
         self.mean = mean.cpu().numpy()
         self.std = std.cpu().numpy()
         self.skip = skip
+        self.as_jpeg = as_jpeg
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """A picture, or why it cannot be read.
+        """A picture, or why it cannot be used.
 
         Returns:
             ``index``, ``image`` RGB (H, W, 3) uint8 and ``entering`` (3, h, w) float32; or ``index`` and ``error``.
         """
         try:
-            image = read_image(self.paths[index])
+            image = self._read(self.paths[index])
         except UserError as error:
             if not self.skip:
                 raise
             return {"index": index, "error": str(error)}
-        entering = normalize(self.size.resize(image), self.mean, self.std)
-        return {"index": index, "image": torch.from_numpy(image), "entering": entering}
+        network = entering(image, self.size, self.mean, self.std)
+        return {"index": index, "image": torch.from_numpy(image), "entering": network}
+
+    def _read(self, path: Path) -> np.ndarray:
+        try:
+            image = read_image(path)
+        except MemoryError as error:
+            raise UserError(f"the memory does not suffice to read {path}; give a smaller picture") from error
+        height, width = image.shape[:2]
+        if self.as_jpeg and max(height, width) > JPEG_SIDE:
+            raise UserError(
+                f"{path} is {height} x {width} (height x width), of which no overlay can be made: a JPEG holds at "
+                f"most {JPEG_SIDE} pixels a side; give overlays=false"
+            )
+        return image

@@ -16,6 +16,10 @@ from icda.errors import UserError
 from icda.viz import legend, overlay
 
 JPEG_QUALITY = 95
+JPEG_SIDE = 65_500
+"""Pixels that the longer side of a JPEG may have at most: the limit of libjpeg."""
+RESULTS = ("labels", "overlays", "colors", "confidence", "classes.json", "legend.png")
+"""What ``PredictionWriter`` may write into its folder."""
 
 
 class Background:
@@ -109,6 +113,11 @@ class PredictionWriter:
             write_picture(self.folder / "colors" / f"{name}.png", self.classes.colorize(labels))
         if self.confidence:
             write_picture(self.folder / "confidence" / f"{name}.png", to_uint16(confidence))
+
+
+def counted(count: int, unit: str) -> str:
+    """A number with its unit, given in the plural: "1 image", "2 images"."""
+    return f"{count} {unit if count != 1 else unit.removesuffix('s')}"
 
 
 def to_uint16(confidence: np.ndarray) -> np.ndarray:

@@ -7,20 +7,17 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from icda.config import Check, checked
 from icda.data.base import SegmentationDataset
 from icda.data.loader import batches
-from icda.data.stream import normalize
 from icda.errors import UserError
 from icda.inference import segment
 from icda.models import SegmentationModel
@@ -29,16 +26,20 @@ from icda.prediction.inputs import (
     InputSize,
     PictureReader,
     Pictures,
+    check_apart,
     chosen_size,
+    entering,
     existing,
     find_pictures,
     is_video,
     open_input,
+    pictures_in,
     pictures_of,
     training_size,
 )
-from icda.prediction.outputs import Background, PredictionWriter
-from icda.prediction.submission import BENCHMARKS, LAYOUTS, Benchmark, Submission, find_benchmark
+from icda.prediction.outputs import RESULTS, Background, PredictionWriter, counted
+from icda.prediction.settings import PredictConfig, validate_predict
+from icda.prediction.submission import BENCHMARKS, Benchmark, Submission, find_benchmark
 from icda.prediction.video import VideoReader, VideoWriter
 from icda.training.checkpoint import Trained, load_trained
 from icda.training.loop import pick_device
@@ -46,70 +47,10 @@ from icda.viz import overlay
 
 log = logging.getLogger(__name__)
 
+_SUMMARY, _ZIP, _FILM = "predict.json", "submission.zip", "overlay.mp4"
+
 Take = Callable[[int, np.ndarray, np.ndarray, np.ndarray | None], None]
 """Gets position, RGB image (H, W, 3) uint8, train ids (H, W) uint8, and confidence (H, W) float32 if asked for."""
-
-
-@dataclass(frozen=True)
-class PredictConfig:
-    """What ``scripts/predict.py`` composes; ``dataset`` is None for the one of the checkpoint."""
-
-    ckpt: str
-    input: str
-    data_dir: str | None
-    size: Any
-    on_error: str
-    labels: Any
-    overlays: bool
-    opacity: float
-    colors: bool
-    confidence: bool
-    submission: bool
-    submission_layout: str
-    invalid_threshold: float
-    teacher: bool
-    device: str
-    workers: int
-    progress: bool
-
-
-def _is_size(value: Any) -> bool:
-    if isinstance(value, ListConfig):
-        return len(value) == 2 and all(type(v) is int and v > 0 for v in value)
-    return value in ("auto", "original")
-
-
-_CHECKS: tuple[Check, ...] = (
-    ("size", _is_size, "auto, original, or [height,width] in pixels"),
-    ("on_error", lambda v: v in ("stop", "skip"), "stop or skip"),
-    ("labels", lambda v: v == "auto" or isinstance(v, bool), "auto, true or false"),
-    ("opacity", lambda v: 0 <= v <= 1, "from 0 to 1"),
-    ("submission_layout", lambda v: v in LAYOUTS, " or ".join(LAYOUTS)),
-    ("invalid_threshold", lambda v: 0 <= v <= 1, "from 0 to 1"),
-    ("workers", lambda v: v >= 0, "0 or more"),
-)
-
-
-def validate_predict(cfg: DictConfig) -> PredictConfig:
-    """The composed configuration of a prediction as typed objects; its ``dataset`` group is left aside.
-
-    Args:
-        cfg: What Hydra composed from ``conf/predict.yaml``.
-
-    Raises:
-        UserError: If a key is unknown or missing, a value has the wrong type or is out of range, or two do not go
-            together.
-    """
-    for key, example in (("ckpt", "runs/.../checkpoints/best.pt"), ("input", "photo.jpg, or input=test")):
-        if OmegaConf.is_missing(cfg, key):
-            raise UserError(f"{key} is missing; give it as {key}={example}")
-    own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "dataset"])
-    config = checked(PredictConfig, own, _CHECKS)
-    if config.submission and config.input != "test":
-        raise UserError(f"submission=true, but input={config.input}; a server scores a test split: give input=test")
-    if cfg.get("dataset") is not None and config.input not in PARTS:
-        raise UserError(f"a data set is given, but input={config.input} is a path; leave out dataset=...")
-    return config
 
 
 def predict(cfg: DictConfig, folder: Path, benchmarks: Mapping[str, Benchmark] = BENCHMARKS) -> dict[str, Any]:
@@ -130,12 +71,15 @@ def predict(cfg: DictConfig, folder: Path, benchmarks: Mapping[str, Benchmark] =
     config = validate_predict(cfg)
     device = pick_device(config.device)
     path = None if config.input in PARTS else existing(config.input)
+    if path is not None:
+        check_apart(path, folder, (*RESULTS, _SUMMARY, _ZIP, _FILM))
     trained = load_trained(config.ckpt, device, teacher=config.teacher)
     video = path is not None and is_video(path)
     labels = (not video) if config.labels == "auto" else config.labels
     if not (labels or config.overlays or config.colors or config.confidence or config.submission):
         raise UserError("nothing is to be written; give one of labels=true, overlays=true, colors=true")
-    (folder / "predict.json").unlink(missing_ok=True)
+    for name in (_SUMMARY, _ZIP, _FILM):  # of an earlier run, which this one may not replace
+        (folder / name).unlink(missing_ok=True)
     writer = PredictionWriter(
         folder,
         trained.classes,
@@ -157,7 +101,7 @@ def predict(cfg: DictConfig, folder: Path, benchmarks: Mapping[str, Benchmark] =
         "step": trained.step,
         "teacher": config.teacher,
     }
-    (folder / "predict.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (folder / _SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
     _report(summary, folder)
     return summary
 
@@ -170,14 +114,9 @@ def _report(summary: dict[str, Any], folder: Path) -> None:
     log.info("%s in %.1f s, %.2f %s/s; written to %s", counted(count, unit), seconds, rate, unit, folder)
     if skipped:
         raise UserError(
-            f"{len(skipped)} of {len(skipped) + count} images were skipped, since they could not be read; they are "
-            f"listed in {folder / 'predict.json'}, the first: {skipped[0]['error']}"
+            f"{len(skipped)} of {counted(len(skipped) + count, 'images')} could not be used; see "
+            f"{folder / _SUMMARY}, the first: {skipped[0]['error']}"
         )
-
-
-def counted(count: int, unit: str) -> str:
-    """A number with its unit, given in the plural: "1 image", "2 images"."""
-    return f"{count} {unit if count != 1 else unit.removesuffix('s')}"
 
 
 def _predict_pictures(
@@ -198,8 +137,9 @@ def _predict_pictures(
         pictures, what = pictures_of(dataset), dataset.name
         size = chosen_size(config.size, InputSize(fixed=dataset.size))
     if pictures.left_aside:
-        left = pictures.left_aside
-        log.warning("%d videos are left aside, the first is %s; give one as input=", len(left), left[0])
+        log.warning("left aside: %s", pictures.left_aside)
+    if path is not None and (inside := pictures_in(path)) > 1:
+        log.warning("%s holds %d pictures; only the first is taken", path, inside)
     with _submission(config, dataset, trained, folder, benchmarks) as submission:
         count, device = counted(len(pictures), "images"), trained.model.mean.device
         log.info("%s: %s, entering at %s, on %s", what, count, size, device)
@@ -217,6 +157,7 @@ def _predict_pictures(
             take,
             confidence=config.confidence or config.submission,
             skip=config.on_error == "skip",
+            as_jpeg=config.overlays,
             workers=config.workers,
             progress=config.progress,
         )
@@ -240,7 +181,7 @@ def _submission(
         dataset,
         find_benchmark(dataset, benchmarks),
         trained.classes,
-        folder / "submission.zip",
+        folder / _ZIP,
         layout=config.submission_layout,
         invalid_threshold=config.invalid_threshold,
     )
@@ -253,11 +194,12 @@ def _predict_video(
     size = chosen_size(config.size, training_size(trained.config))
     with VideoReader(path) as video:
         height, width = video.size
+        declared = "an unknown number of frames" if video.declared is None else counted(video.declared, "frames")
         log.info(
-            "%s: %d x %d (height x width), %.6g frames/s, %s frames, entering at %s, on %s",
-            path, height, width, video.fps, video.declared or "unknown", size, trained.model.mean.device,
+            "%s: %d x %d (height x width), %.6g frames/s, %s, entering at %s, on %s",
+            path, height, width, video.fps, declared, size, trained.model.mean.device,
         )  # fmt: skip
-        film = VideoWriter(folder / "overlay.mp4", video.fps, video.size) if config.overlays else None
+        film = VideoWriter(folder / _FILM, video.fps, video.size) if config.overlays else None
 
         def take(index: int, image: np.ndarray, labels: np.ndarray, confidence: np.ndarray | None) -> None:
             writer(f"{index:06d}", image, labels, confidence)
@@ -271,19 +213,15 @@ def _predict_video(
             )
         except KeyboardInterrupt:
             if film is not None:
-                log.warning("stopped; %s holds the first %d frames", film.path, film.frames)
+                what = f"{film.path} holds the first {counted(film.frames, 'frames')}"
+                log.warning("stopped; %s", what if film.frames else f"no frame was segmented, there is no {_FILM}")
             raise
         finally:
             if film is not None:
                 film.close()
         seconds = time.monotonic() - start
         if count < (video.declared or 0):
-            log.warning(
-                "%s names %d frames, but ends after %d that could be read; it may be damaged",
-                path,
-                video.declared,
-                count,
-            )
+            log.warning("%s names %s, but ends after %d that could be read; it may be damaged", path, declared, count)
     return {
         "frames": count,
         "frames_declared": video.declared,
@@ -324,6 +262,7 @@ def predict_pictures(
     *,
     confidence: bool = False,
     skip: bool = False,
+    as_jpeg: bool = False,
     workers: int = 0,
     progress: bool = False,
 ) -> list[dict[str, str]]:
@@ -335,7 +274,8 @@ def predict_pictures(
         size: At which they enter the network.
         take: Called for each picture, from threads, in no certain order.
         confidence: Whether it needs the confidence.
-        skip: Whether a picture that cannot be read is left out instead of raising.
+        skip: Whether a picture that cannot be used is left out instead of raising.
+        as_jpeg: Whether ``take`` writes JPEGs of the pictures' size, so that larger ones than these hold are refused.
         workers: Processes that read.
         progress: Whether to show a progress bar, on a terminal.
 
@@ -343,10 +283,10 @@ def predict_pictures(
         ``file`` and ``error`` of what was left out.
 
     Raises:
-        UserError: If a picture cannot be read, or the memory does not suffice.
+        UserError: If a picture cannot be used, or the memory does not suffice.
     """
     skipped = []
-    reader = PictureReader(pictures.paths, size, model.mean, model.std, skip)
+    reader = PictureReader(pictures.paths, size, model.mean, model.std, skip, as_jpeg)
     with Background() as background:
         for sample in _bar(batches(reader, 1, workers), len(pictures), "image", progress):
             index = int(sample["index"])
@@ -395,4 +335,4 @@ def _bar(items: Any, total: int | None, unit: str, progress: bool) -> tqdm:
 
 def _entering(model: SegmentationModel, image: np.ndarray, size: InputSize) -> Tensor:
     """An RGB image (H, W, 3) uint8 as the network takes it, (1, 3, h, w) float32."""
-    return normalize(size.resize(image), model.mean.cpu().numpy(), model.std.cpu().numpy())[None]
+    return entering(image, size, model.mean.cpu().numpy(), model.std.cpu().numpy())[None]

@@ -8,7 +8,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import cv2
 import numpy as np
@@ -17,7 +17,7 @@ from icda.data.base import DRIVE_FRAME, SegmentationDataset
 from icda.data.classes import CITYSCAPES, ClassSet
 from icda.data.io import image_size
 from icda.errors import UserError
-from icda.prediction.outputs import to_uint16, write_picture
+from icda.prediction.outputs import counted, to_uint16, write_picture
 
 LABELS, CONFIDENCE, INVALID = "labelTrainIds", "confidence", "labelTrainIds_invalid"
 LAYOUTS = ("flat", "folder")
@@ -33,21 +33,23 @@ class Benchmark:
         folders: What is handed in: ``labelTrainIds`` (train ids, uint8), ``confidence`` (65535 times the softmax
             probability of the label, uint16), ``labelTrainIds_invalid`` (train ids, 255 where the network takes
             the pixel for invalid, uint8).
-        count: Number of images; None for as many as the data set publishes for what was opened of it.
+        groups: Number of images by group; None for those that the data set publishes for what was opened of it.
+        by_sequence: Whether the groups are the sequences that the file names begin with; else those of the data set.
         size: Height and width of every image.
         classes: Whose train ids are handed in.
     """
 
     name: str
     folders: tuple[str, ...]
-    count: int | None
+    groups: Mapping[str, int] | None = None
+    by_sequence: bool = False
     size: tuple[int, int] = (1080, 1920)
     classes: ClassSet = CITYSCAPES
 
 
 BENCHMARKS: Mapping[str, Benchmark] = {
-    "DarkZurich": Benchmark("Dark Zurich", (LABELS, CONFIDENCE, INVALID), 151),
-    "ACDC": Benchmark("ACDC", (LABELS,), None),  # 500 images for each condition
+    "DarkZurich": Benchmark("Dark Zurich", (LABELS, CONFIDENCE, INVALID), by_sequence=True),  # 151 images
+    "ACDC": Benchmark("ACDC", (LABELS,)),  # 500 images for each condition
 }
 """By the name of the data set's class."""
 
@@ -99,6 +101,8 @@ class Submission:
                 f"{benchmark.name} takes the train ids of the classes {benchmark.classes.name}, the network was "
                 f"trained for {classes.name}; take a checkpoint that was trained for the former"
             )
+        if invalid_threshold > 0 and INVALID not in benchmark.folders:
+            raise UserError(f"invalid_threshold is given, but {benchmark.name} takes no invalid pixels; leave it out")
         self.benchmark = benchmark
         self.path = path
         self.invalid_threshold = invalid_threshold
@@ -167,6 +171,7 @@ def check_submission(path: Path, benchmark: Benchmark, prefixes: Mapping[str, st
         UserError: If a file is missing or too much, or one is not what its folder holds; the first is named.
     """
     names = set(names)
+    _check_frames([PurePath(name) for name in sorted(names)], benchmark)
     expected = {f"{prefix}{name}" for prefix in prefixes.values() for name in names}
     with zipfile.ZipFile(path) as archive:
         found = archive.namelist()
@@ -175,8 +180,8 @@ def check_submission(path: Path, benchmark: Benchmark, prefixes: Mapping[str, st
         for what, difference in (("lacks", expected - set(found)), ("should not hold", set(found) - expected)):
             if difference:
                 raise UserError(
-                    f"the submission for {benchmark.name} {what} {len(difference)} files, the first is "
-                    f"{min(difference)}; {len(names)} images are expected in each folder"
+                    f"the submission for {benchmark.name} {what} {counted(len(difference), 'files')}, the "
+                    f"first is {min(difference)}; expected in each folder: {counted(len(names), 'images')}"
                 )
         for folder, prefix in prefixes.items():
             for name in sorted(names):
@@ -206,25 +211,49 @@ def _checked_names(dataset: SegmentationDataset, benchmark: Benchmark) -> tuple[
     """Names of the files to hand in, those of the images, in the data set's order; refused if the split is wrong."""
     if (split := getattr(dataset, "split", None)) != "test":
         raise UserError(f"{benchmark.name} takes predictions for its test split, {dataset.name} is of split {split}")
-    published = sum(dataset.published().values())
-    count = published if benchmark.count is None else benchmark.count
-    if len(dataset) != count or not count:
-        raise UserError(
-            f"{benchmark.name} takes the predictions for {count} images, {dataset.name} has {len(dataset)}; take the "
-            "whole official test split"
-        )
     names = tuple(f"{sample.image.stem}.png" for sample in dataset.samples)
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(f"{dataset.name} has two images named {twice[0]}; {benchmark.name} takes one folder of all")
+    _check_frames([sample.image for sample in dataset.samples], benchmark)
+    _check_counts(dataset, benchmark)
     for sample in dataset.samples:
-        if not DRIVE_FRAME.match(sample.image.name):
-            raise UserError(
-                f"{sample.image} does not begin with its sequence and frame, as GOPR0364_frame_000001 does, by which "
-                f"{benchmark.name} knows it; keep the official names"
-            )
         if (size := image_size(sample.image)) != benchmark.size:
             raise UserError(
                 f"{sample.image} is {size[0]} x {size[1]} (height x width), {benchmark.name} takes "
                 f"{benchmark.size[0]} x {benchmark.size[1]}; take the official images"
             )
     return names
+
+
+def _check_frames(files: Iterable[PurePath], benchmark: Benchmark) -> None:
+    """Refuse file names that do not begin with a sequence and frame, each with one of its own."""
+    seen: dict[str, PurePath] = {}
+    for file in files:
+        found = DRIVE_FRAME.match(file.name)
+        if found is None:
+            raise UserError(
+                f"{file} does not begin with its sequence and frame, as GOPR0364_frame_000001 does, by which "
+                f"{benchmark.name} knows it; keep the official names"
+            )
+        if (first := seen.setdefault(found[0], file)) is not file:
+            raise UserError(
+                f"{first} and {file} are of the same frame, of which {benchmark.name} takes one prediction; keep the "
+                "official one"
+            )
+
+
+def _check_counts(dataset: SegmentationDataset, benchmark: Benchmark) -> None:
+    """Refuse a data set that has other numbers of images, in all or of a group, than the benchmark takes."""
+    takes = dataset.published() if benchmark.groups is None else benchmark.groups
+    if benchmark.by_sequence:
+        has = Counter(DRIVE_FRAME.match(sample.image.name)[1] for sample in dataset.samples)
+    else:
+        has = Counter(dataset.group_of(sample) for sample in dataset.samples)
+    pairs = [("", sum(takes.values()), len(dataset))]
+    pairs += [(f" of {group}", takes.get(group, 0), has[group]) for group in sorted({*takes, *has})]
+    for group, wanted, found in pairs:
+        if wanted != found or not takes:
+            raise UserError(
+                f"{benchmark.name} takes the predictions for {counted(wanted, 'images')}{group}, {dataset.name} has "
+                f"{found}; take the whole official test split with its official names"
+            )

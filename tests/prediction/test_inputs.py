@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from trees import write_acdc, write_darkzurich
 
 from icda.data.base import Sample
+from icda.data.io import read_image
+from icda.data.loader import batches
 from icda.errors import UserError
-from icda.prediction.inputs import InputSize, existing, find_pictures, is_video, open_input, pictures_of, result_name
+from icda.prediction import inputs
+from icda.prediction.inputs import (
+    InputSize,
+    PictureReader,
+    check_apart,
+    existing,
+    find_pictures,
+    is_video,
+    open_input,
+    pictures_in,
+    pictures_of,
+    result_name,
+)
+from icda.prediction.outputs import RESULTS
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -34,7 +51,7 @@ def test_a_folder_is_searched_with_its_sub_folders(tmp_path):
         "sub dir/x.y.PNG",
         "sub dir/ü 1.jpeg",
     ]
-    assert found.left_aside == (tmp_path / "film.MP4",)
+    assert found.videos == (tmp_path / "film.MP4",) and found.others == ()
 
 
 @pytest.mark.parametrize("names", [["a.jpg", "a.png"], ["A.jpg", "a.png"], ["a.jpg", "a.png", "a.jpg.png"]])
@@ -59,10 +76,104 @@ def test_nothing_to_read(tmp_path):
     with pytest.raises(UserError, match=r"holds no PNG or JPEG file; input= takes"):
         find_pictures(tmp_path)
     touch(tmp_path, "a.mp4", "b.mkv")
-    with pytest.raises(UserError, match=r"holds 2 videos, the first is .*a\.mp4; give one of them"):
+    with pytest.raises(UserError, match=r"holds 2 videos, the first is .*a\.mp4 \(give one as input=\); input="):
         find_pictures(tmp_path)
     with pytest.raises(UserError, match=r"there is no file or folder .*tset; input= takes .* one of test, val"):
         existing(str(tmp_path / "tset"))
+
+
+def test_pictures_of_other_formats_are_named_and_counted(tmp_path):
+    names = ("a.webp", "b.BMP", "c.tif", "d.tiff", "e.jpe", "f.gif")
+    with pytest.raises(
+        UserError, match=r"holds 6 pictures of other formats, the first is .*a\.webp \(convert to PNG"
+    ):
+        find_pictures(touch(tmp_path, *names))
+    found = find_pictures(touch(tmp_path, "x.png", "y.mp4"))
+    assert [path.name for path in found.others] == list(names) and found.names == ("x",)
+    assert found.left_aside.startswith(f"1 video, the first is {tmp_path / 'y.mp4'} (give one as input=); 6 pictures")
+    assert find_pictures(touch(tmp_path / "one", "x.png", "z.gif")).left_aside.startswith(
+        "1 picture of other formats"
+    )
+
+
+def test_results_of_earlier_runs_are_left_out(tmp_path, caplog):
+    run = "runs/predict/2026"
+    touch(
+        tmp_path, "a.png", *(f"{run}/{n}" for n in ("classes.json", "legend.png", "overlays/a.jpg", "labels/a.png"))
+    )
+    touch(tmp_path, "own/legend.png")
+    with caplog.at_level("INFO"):
+        assert find_pictures(tmp_path).names == ("a", "own/legend")
+    assert f"1 folder of earlier results left out, the first is {tmp_path / run}" in caplog.text
+    with pytest.raises(UserError, match="holds the results of an earlier prediction"):
+        find_pictures(tmp_path / run)
+    assert find_pictures(tmp_path / run / "overlays").names == ("a",)
+
+
+@pytest.mark.parametrize("place", ["", "labels", "overlay.mp4", "labels/sub/a.png", "link"])
+def test_input_and_results_are_kept_apart(tmp_path, place):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "link").symlink_to(tmp_path / "run")
+    with pytest.raises(
+        UserError, match=r"is where results would be written; choose another place .*hydra\.run\.dir="
+    ):
+        check_apart(tmp_path / "run" / place, tmp_path / "run", (*RESULTS, "overlay.mp4"))
+    for apart in ("run/a.png", "runs", ""):
+        check_apart(tmp_path / apart, tmp_path / "run")
+
+
+def test_animated_pictures_and_pages_are_images(tmp_path):
+    frames = [Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (10, 200, 90)]
+    for name in ("a.gif", "a.webp", "a.tif", "no_ending"):
+        path = tmp_path / name
+        kind = "TIFF" if name == "no_ending" else None
+        frames[0].save(path, kind, save_all=True, append_images=frames[1:])
+        assert not is_video(path) and pictures_in(path) == 3
+        assert read_image(path).shape == (8, 8, 3) and abs(int(read_image(path).mean()) - 10) < 5
+    frames[0].save(tmp_path / "b.bmp")
+    touch(tmp_path, "c.tif")
+    assert pictures_in(tmp_path / "b.bmp") == pictures_in(tmp_path / "c.tif") == pictures_in(tmp_path) == 1
+
+
+def test_a_bare_mpeg_stream_is_a_video(tmp_path):
+    (tmp_path / "a.m2v").write_bytes(bytes.fromhex("000001b3 160120 13") + bytes(64))
+    assert is_video(tmp_path / "a.m2v")
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_picture_no_jpeg_can_hold(tmp_path, skip):
+    for width in (65_500, 65_501):
+        Image.new("RGB", (width, 1)).save(tmp_path / f"{width}.png")
+    paths = [tmp_path / "65500.png", tmp_path / "65501.png"]
+    zero, one = torch.zeros(3), torch.ones(3)
+    assert "image" in PictureReader(paths, InputSize(area=64), zero, one, skip)[1]
+    reader = PictureReader(paths, InputSize(area=64), zero, one, skip, as_jpeg=True)
+    assert "image" in reader[0]
+    message = "65501.png is 1 x 65501 (height x width), of which no overlay"
+    if skip:
+        assert message in reader[1]["error"] and reader[1]["error"].endswith("give overlays=false")
+    else:
+        with pytest.raises(UserError, match=re.escape(message)):
+            reader[1]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("skip", [False, True])
+def test_too_little_memory_for_resizing(tmp_path, skip, workers):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    huge = InputSize(fixed=(2**31 - 1, 2**31 - 1))
+    reader = PictureReader([tmp_path / "a.png"], huge, torch.zeros(3), torch.ones(3), skip)
+    with pytest.raises(UserError, match=r"the memory does not suffice .* at 2147483647 x 2147483647 .* as size="):
+        list(batches(reader, 1, workers))
+
+
+def test_too_little_memory_for_reading(tmp_path, monkeypatch):
+    def full(path):
+        raise MemoryError
+
+    monkeypatch.setattr(inputs, "read_image", full)
+    reader = PictureReader([tmp_path / "a.png"], InputSize(), torch.zeros(3), torch.ones(3), True)
+    assert "the memory does not suffice to read" in reader[0]["error"]
 
 
 def test_images_and_videos_are_told_apart(tmp_path):

@@ -38,8 +38,8 @@ from icda.training.checkpoint import load_trained
 ROOT = Path(__file__).parents[2]
 SIZE = (64, 128)
 SMALL_BENCHMARKS = {
-    "DarkZurich": replace(BENCHMARKS["DarkZurich"], count=3, size=SIZE),
-    "ACDC": replace(BENCHMARKS["ACDC"], count=5, size=SIZE),
+    "DarkZurich": replace(BENCHMARKS["DarkZurich"], groups={"GOPR0364": 2, "GP010364": 1}, size=SIZE),
+    "ACDC": replace(BENCHMARKS["ACDC"], groups={"fog": 1, "night": 2, "rain": 1, "snow": 1}, size=SIZE),
 }
 
 
@@ -219,7 +219,7 @@ def test_a_broken_image_in_the_middle(here, tmp_path, workers):
     status, err, folder = here(*arguments, "on_error=skip")
     assert status == 1
     assert re.search(
-        r"1 of 3 images were skipped.*predict\.json, the first: .*in/b\.png cannot be read", one_line(err)
+        r"1 of 3 images could not be used; see .*predict\.json, the first: .*in/b\.png cannot be read", one_line(err)
     )
     assert files(folder / "labels") == ["a.png", "c.png"]
     summary = json.loads((folder / "predict.json").read_text())
@@ -241,6 +241,9 @@ def test_a_broken_image_in_the_middle(here, tmp_path, workers):
         (["input=.", "on_error=ignore"], "on_error=ignore is out of range; expected stop or skip"),
         (["input=.", "labels=false", "overlays=false"], "nothing is to be written"),
         (["input=val", "submission=true"], "a server scores a test split: give input=test"),
+        (["input=.", "data_dir=/nowhere"], "data_dir is given, but input=. is a path; leave out data_dir"),
+        (["input=test", "submission_layout=folder"], "submission_layout is given, but no submission is made"),
+        (["input=.", "invalid_threshold=0.1"], "invalid_threshold is given, but no submission is made"),
         (["input=.", "overlay=true"], "overlay is not a setting"),
     ],
 )
@@ -341,6 +344,74 @@ def test_ctrl_c_leaves_a_video_that_plays(here, tmp_path, monkeypatch):
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 5
     assert sum(1 for _ in iter(lambda: capture.read()[0], False)) == 5
     capture.release()
+
+
+def test_ctrl_c_before_the_first_frame_names_no_film(here, tmp_path, monkeypatch):
+    def stop(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prediction_run, "segment", stop)
+    status, _, folder = here(f"input={write_video(tmp_path / 'a.mp4')}")
+    text = (folder / "predict.log").read_text()
+    assert status == 130 and "stopped; no frame was segmented, there is no overlay.mp4" in text
+    assert "holds" not in text and not (folder / "overlay.mp4").exists()
+
+
+def test_one_frame(here, tmp_path):
+    status, err, folder = here(f"input={write_video(tmp_path / 'a.mp4', count=1)}")
+    assert status == 0, err
+    assert "1 frames" not in (folder / "predict.log").read_text()
+
+
+def test_nothing_stale_is_left_in_a_folder_that_is_used_again(here, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("submission.zip", "overlay.mp4"):
+        (folder / name).write_bytes(b"of an earlier run")
+    status, err, _ = here(f"input={save(tmp_path / 'a.png')}")
+    assert status == 0, err
+    assert not (folder / "submission.zip").exists() and not (folder / "overlay.mp4").exists()
+
+
+def test_results_do_not_go_where_the_input_is(here, tmp_path):
+    original = save(tmp_path / "run" / "a.png").read_bytes()
+    status, err, folder = here(f"input={tmp_path / 'run'}")
+    assert status == 1 and "is where results would be written" in one_line(err)
+    assert (folder / "a.png").read_bytes() == original and not (folder / "classes.json").exists()
+    film = write_video(folder / "overlay.mp4")
+    status, err, _ = here(f"input={film}")
+    assert status == 1 and "is where results would be written" in one_line(err) and film.is_file()
+
+
+def test_earlier_results_and_other_formats_are_left_out(here, tmp_path):
+    save(tmp_path / "a.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.webp")
+    assert here(f"input={tmp_path}", f"hydra.run.dir={tmp_path}/first")[0] == 0
+    status, err, folder = here(f"input={tmp_path}")
+    assert status == 0, err
+    assert files(folder / "labels") == ["a.png"]
+    text = (folder / "predict.log").read_text()
+    assert "1 folder of earlier results left out" in text and "left aside: 1 picture of other formats" in text
+
+
+def test_of_an_animated_picture_the_first_is_taken(here, tmp_path):
+    frames = [Image.fromarray(picture(i)) for i in range(3)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    status, err, folder = here(f"input={tmp_path / 'a.gif'}")
+    assert status == 0, err
+    assert files(folder / "labels") == ["a.png"]
+    assert "a.gif holds 3 pictures; only the first is taken" in (folder / "predict.log").read_text()
+
+
+def test_a_picture_too_wide_for_an_overlay(here, tmp_path):
+    save(tmp_path / "in" / "a.png")
+    Image.new("RGB", (65_501, 2)).save(tmp_path / "in" / "b.png")
+    status, err, _ = here(f"input={tmp_path / 'in'}")
+    assert status == 1 and "give overlays=false" in one_line(err)
+    status, err, folder = here(f"input={tmp_path / 'in'}", "on_error=skip")
+    assert status == 1 and "1 of 2 images could not be used" in one_line(err)
+    assert files(folder / "overlays") == ["a.jpg"]
+    assert here(f"input={tmp_path / 'in'}", "overlays=false")[0] == 0
 
 
 def test_a_submission_for_dark_zurich(here):

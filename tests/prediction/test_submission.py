@@ -18,8 +18,8 @@ from icda.errors import UserError
 from icda.prediction.submission import BENCHMARKS, Submission, check_submission, find_benchmark
 
 SIZE = (64, 128)
-DARK_ZURICH = replace(BENCHMARKS["DarkZurich"], count=3, size=SIZE)
-ALL_OF_ACDC = replace(BENCHMARKS["ACDC"], count=5, size=SIZE)
+DARK_ZURICH = replace(BENCHMARKS["DarkZurich"], groups={"GOPR0364": 2, "GP010364": 1}, size=SIZE)
+ALL_OF_ACDC = replace(BENCHMARKS["ACDC"], groups={"fog": 1, "night": 2, "rain": 1, "snow": 1}, size=SIZE)
 FRAMES = ("GOPR0364_frame_000001", "GOPR0364_frame_000795", "GP010364_frame_000443")
 
 
@@ -59,8 +59,9 @@ def read(path):
 
 def test_the_official_rules():
     """Dark Zurich: 151 test images; ACDC: 500 of each condition; both 1920 x 1080."""
-    assert BENCHMARKS["DarkZurich"].count == 151 == sum(DarkZurich.PUBLISHED["test"].values())
-    assert BENCHMARKS["ACDC"].count is None and sum(ACDC.PUBLISHED["test"].values()) == 2000
+    assert {benchmark.groups for benchmark in BENCHMARKS.values()} == {None}
+    assert DarkZurich.PUBLISHED["test"] == {"GOPR0364": 105, "GP010364": 46}
+    assert ACDC.PUBLISHED["test"] == dict.fromkeys(("fog", "night", "rain", "snow"), 500)
     assert {benchmark.size for benchmark in BENCHMARKS.values()} == {(1080, 1920)}
 
 
@@ -124,7 +125,7 @@ def ignored(made):
 
 def missing(made):
     del made[2]
-    return r"lacks 3 files, the first is confidence/GP010364_.*; 3 images are expected in each folder"
+    return r"lacks 3 files, the first is confidence/GP010364_.*; expected in each folder: 3 images"
 
 
 @pytest.mark.parametrize("spoil", [wrong_size, wrong_id, ignored, missing])
@@ -153,7 +154,7 @@ def test_other_files_in_a_zip_file_are_refused(tmp_path, dark_zurich):
     check_submission(path, DARK_ZURICH, prefixes, names)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("confidence/more.png", b"")
-    with pytest.raises(UserError, match=r"should not hold 1 files, the first is confidence/more\.png"):
+    with pytest.raises(UserError, match=r"should not hold 1 file, the first is confidence/more\.png"):
         check_submission(path, DARK_ZURICH, prefixes, names)
     with zipfile.ZipFile(path) as archive:
         files = {name: archive.read(name) for name in archive.namelist() if "more" not in name}
@@ -201,16 +202,69 @@ def test_what_is_known_beforehand_is_said_before_anything_is_segmented(tmp_path,
 
 def test_names_must_be_the_official_ones_and_different(tmp_path):
     root = write_darkzurich(tmp_path / "DarkZurich")
-    folder = root / "rgb_anon" / "test" / "night"
-    image = folder / "GP010364" / "GP010364_frame_000443_rgb_anon.png"
-    twice = folder / "GP010364" / "GOPR0364_frame_000001_rgb_anon.png"
-    for target, message in (
-        (image.with_name("0001_rgb_anon.png"), "does not begin with"),
-        (twice, "two images named"),
+    folder = root / "rgb_anon" / "test" / "night" / "GP010364"
+    image = folder / "GP010364_frame_000443_rgb_anon.png"
+    for name, message in (
+        ("0001", "does not begin with"),
+        ("GP010364_frame_0004431", "does not begin with"),
+        ("GOPR0364_frame_000001", "two images named"),
+        ("GOPR0364_frame_000001_copy", "are of the same frame"),
+        ("GOPR0999_frame_000443", "takes the predictions for 0 images of GOPR0999, Dark Zurich test has 1"),
+        ("GOPR0364_frame_000443", "takes the predictions for 2 images of GOPR0364, Dark Zurich test has 3"),
     ):
-        image = image.rename(target)
+        image = image.rename(folder / f"{name}_rgb_anon.png")
         with pytest.raises(UserError, match=message):
             Submission(DarkZurich(str(root), "test", references=False), DARK_ZURICH, CITYSCAPES, tmp_path / "s.zip")
+
+
+def official(folder, names):
+    """A test split of 151 tiny images of these names."""
+    folder = folder / "DarkZurich" / "rgb_anon" / "test" / "night"
+    folder.mkdir(parents=True)
+    for name in names:
+        path = folder / name[:8] / f"{name}_rgb_anon.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("L", (8, 4)).save(path)
+    return DarkZurich(str(folder.parents[2]), "test", references=False)
+
+
+OFFICIAL = [f"GOPR0364_frame_{i:06d}" for i in range(1, 106)] + [f"GP010364_frame_{i:06d}" for i in range(1, 47)]
+
+
+@pytest.mark.parametrize(
+    ("names", "fault"),
+    [
+        (OFFICIAL, None),
+        ([*OFFICIAL[:-1], f"{OFFICIAL[0]}_other"], "are of the same frame"),
+        ([*OFFICIAL[:-1], f"{OFFICIAL[-1]}7"], "does not begin with its sequence and frame"),
+        ([name.replace("GP010364", "GP020364") for name in OFFICIAL], "46 images of GP010364, .* has 0"),
+        ([f"GOPR0356_frame_{i:06d}" for i in range(151)], "0 images of GOPR0356, .* has 151"),
+        ([f"GOPR0364_frame_{i:06d}" for i in range(151)], "105 images of GOPR0364, .* has 151"),
+    ],
+)
+def test_the_official_number_of_each_sequence_is_asked_for(tmp_path, names, fault):
+    assert len(names) == 151
+    dataset, rules = official(tmp_path, names), replace(BENCHMARKS["DarkZurich"], size=(4, 8))
+    if fault is None:
+        with Submission(dataset, rules, CITYSCAPES, tmp_path / "s.zip") as submission:
+            assert submission.names == tuple(f"{name}_rgb_anon.png" for name in names)
+        return
+    with pytest.raises(UserError, match=fault):
+        Submission(dataset, rules, CITYSCAPES, tmp_path / "s.zip")
+
+
+def test_the_frames_are_compared_again_in_the_zip_file(tmp_path, dark_zurich):
+    path = submit(dark_zurich, DARK_ZURICH, tmp_path / "s.zip", predictions(3))
+    prefixes = {folder: f"{folder}/" for folder in DARK_ZURICH.folders}
+    names = [f"{FRAMES[0]}_rgb_anon.png", f"{FRAMES[0]}_copy_rgb_anon.png"]
+    with pytest.raises(UserError, match="are of the same frame"):
+        check_submission(path, DARK_ZURICH, prefixes, names)
+
+
+def test_a_threshold_that_a_server_does_not_ask_for_is_refused(tmp_path, tree):
+    dataset = ACDC(str(tree / "ACDC"), "test", references=False)
+    with pytest.raises(UserError, match="invalid_threshold is given, but ACDC takes no invalid pixels"):
+        Submission(dataset, ALL_OF_ACDC, CITYSCAPES, tmp_path / "s.zip", invalid_threshold=0.5)
 
 
 def test_the_benchmark_is_known_by_the_data_set(tmp_path, tree, dark_zurich):
