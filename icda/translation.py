@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from icda.config import Check, checked
 from icda.data.base import SegmentationDataset
 from icda.data.prepare.parts import one_sample
-from icda.data.prepared import whole_file, writing_to
+from icda.data.prepared import TRANSLATIONS, check_apart, relative_root, whole_file, writing_to
 from icda.data.processes import Bar, in_processes
 from icda.data.setup import open_part
 from icda.errors import UserError
@@ -37,8 +37,6 @@ VERSION = 1
 """Rises whenever the same settings make other pictures."""
 METHODS = ("style", "relight")
 SIZES = ("dataset", "original")
-FOLDER = "translations"
-"""Name of the folder in ``prepared_dir``."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +89,11 @@ def translate(cfg: DictConfig, folder: Path) -> Path:
     config = checked(TranslateConfig, OmegaConf.masked_copy(cfg, [key for key in cfg if key != "dataset"]), _CHECKS)
     dataset = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)).dataset
     source, target = _open(config, dataset)
-    output = Path(config.output or Path(config.prepared_dir, FOLDER, f"{dataset.name}_{config.method}")).expanduser()
+    output = Path(
+        config.output or Path(config.prepared_dir, TRANSLATIONS, f"{dataset.name}_{config.method}")
+    ).expanduser()
     for part in filter(None, (source, target)):
-        if output.resolve().is_relative_to(part.root.resolve()):
-            raise UserError(f"output={output} is inside {part.name}'s own folder {part.root}; choose another folder")
+        check_apart("output", output, part.name, part.root, config.data_dir, (s.image for s in part.samples))
     places = _places(source, output)
     with writing_to(output):
         _settle_record(output, _record(config, source, target))
@@ -155,12 +154,26 @@ def _record(
     return {
         "version": VERSION,
         "source": source.name,
+        "source_root": relative_root(config.prepared_dir, source.root),
         "target": target and target.name,
+        "target_root": target and relative_root(config.prepared_dir, target.root),
+        "target_size": target and _size(target),
+        "target_images": target and _images(target),
         "method": config.method,
         "strength": config.strength if config.method == "style" else None,
         "seed": config.seed,
-        "size": "original" if source.size is None else list(source.size),
+        "size": _size(source),
     }
+
+
+def _size(dataset: SegmentationDataset) -> str | list[int]:
+    return "original" if dataset.size is None else list(dataset.size)
+
+
+def _images(dataset: SegmentationDataset) -> str:
+    """How many images there are, and a digest of their names: which of them is drawn depends on all."""
+    keys = "\n".join(sample.key for sample in dataset.samples).encode(errors="surrogateescape")
+    return f"{len(dataset)}, {hashlib.sha256(keys).hexdigest()[:16]}"
 
 
 def _settle_record(output: Path, record: dict[str, Any]) -> None:

@@ -5,7 +5,19 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from icda.data.prepared import prepared_folder, root_key
+
 FILES = "icda_prepared"
+
+
+def about(data: Path, name: str, root: str) -> Path:
+    """Folder of the prepared files about a data set below ``data``."""
+    return prepared_folder(data / FILES, name, data / root)
+
+
+def train_ids_folder(data: Path) -> Path:
+    """Folder of the train-id labels that are made of ``data/Cityscapes``."""
+    return data / FILES / f"Cityscapes-{root_key(data / FILES, data / 'Cityscapes')}"
 
 
 def snapshot(root: Path) -> dict[str, tuple[str, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -20,7 +21,7 @@ from PIL import Image
 
 from icda.cli import run
 from icda.config import validate
-from icda.data import Cityscapes
+from icda.data import Cityscapes, DarkZurich
 from icda.data.setup import open_datasets
 from icda.errors import UserError
 from icda.translation import RECORD, _override, translate
@@ -82,11 +83,17 @@ def test_without_strength_nothing_changes(made, demo_data):
     assert all(np.array_equal(picture, days.image(i)) for i, picture in enumerate(found.values()))
 
 
-def test_the_record(made):
+def test_the_record(made, demo_data):
+    target = DarkZurich(str(demo_data / "demo/DarkZurich"), "train", size=[64, 128])
+    keys = "\n".join(sample.key for sample in target.samples).encode()
     expected = {
         "version": 1,
         "source": "Cityscapes train",
+        "source_root": f"{demo_data}/demo/Cityscapes",
         "target": "Dark Zurich train",
+        "target_root": f"{demo_data}/demo/DarkZurich",
+        "target_size": list(target.size),
+        "target_images": f"{len(target)}, {hashlib.sha256(keys).hexdigest()[:16]}",
         "method": "style",
         "strength": [0.7, 1.0],
         "seed": 3,
@@ -95,6 +102,7 @@ def test_the_record(made):
     assert json.loads((made("seed=3") / RECORD).read_text()) == expected
     relit = json.loads((made("method=relight", "size=original") / RECORD).read_text())
     changes = {"method": "relight", "target": None, "strength": None, "seed": 0, "size": "original"}
+    changes |= dict.fromkeys(("target_root", "target_size", "target_images"))
     assert relit == {**expected, **changes}
 
 
@@ -155,6 +163,8 @@ def test_another_record_is_refused(made):
     assert str(folder) in str(error.value) and same(pictures(folder), before)
     with pytest.raises(UserError, match=r"strength \[0\.7, 1\.0\] \(asked for: \[0\.5, 0\.6\]\), size \[64, 128\]"):
         made("strength=[0.5,0.6]", "size=original")
+    with pytest.raises(UserError, match=r"settings: target_size \[64, 128\] \(asked for: \[32, 64\]\);"):
+        made("dataset.target.size=[32,64]")
     (folder / RECORD).write_text("{")
     with pytest.raises(UserError, match=f"{RECORD} is damaged"):
         made()

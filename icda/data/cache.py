@@ -10,22 +10,22 @@ import hashlib
 import os
 import re
 import stat
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from icda.data.prepared import TEMPORARY, whole_file
+from icda.data.prepared import TEMPORARY, is_abandoned, whole_file
 from icda.errors import UserError
 
 STORED = ".npy"
 ELSEWHERE = "elsewhere"
-ABANDONED_AFTER = 3600.0
-"""Seconds after which a file that is still being written belongs to a process that was killed."""
+VERSION = 1
+"""Rises whenever the same file is read or resized to other values."""
 _NAME = re.compile(r"(.+)\.([a-z]+(?:-[0-9a-f]+)?)-(\d+)-(\d+)\.npy")
 _SIZE = re.compile(r"\d+x\d+")
+_VERSION = re.compile(r"v\d+")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Stored:
         kind: See ``ImageCache.path``; empty for one that was never finished.
         bytes: Size that the original had.
         time: Time of change that the original had, in nanoseconds.
+        version: Name of the folder of the version that stored it.
     """
 
     path: Path
@@ -45,11 +46,12 @@ class Stored:
     kind: str = ""
     bytes: int = 0
     time: int = 0
+    version: str = f"v{VERSION}"
 
     @property
     def is_current(self) -> bool:
-        """Whether the original is there as it was."""
-        if self.original is None:
+        """Whether the original is there as it was, and would be read in the same way."""
+        if self.original is None or self.version != f"v{VERSION}":
             return False
         try:
             status = self.original.stat()
@@ -62,8 +64,8 @@ class ImageCache:
     """Arrays made from image files, by file, size and kind.
 
     Args:
-        folder: Where the arrays are: ``<height>x<width>/<path of the original>.<kind>-<bytes>-<time>.npy``. It need
-            not exist.
+        folder: Where the arrays are, as ``v<version>/<height>x<width>/<path of the original>.<kind>-<bytes>-
+            <time>.npy``. It need not exist.
         base: Folder that originals' paths are taken relative to, so that data and cache can move together.
     """
 
@@ -87,7 +89,7 @@ class ImageCache:
         except OSError as error:
             raise UserError(f"{original} cannot be read: {error.strerror}; copy or unzip it again") from error
         name = f"{original.name}.{kind}-{status.st_size}-{status.st_mtime_ns}{STORED}"
-        return self.folder / f"{size[0]}x{size[1]}" / self._place(original.parent) / name
+        return self.folder / f"v{VERSION}" / f"{size[0]}x{size[1]}" / self._place(original.parent) / name
 
     def get(self, original: Path, size: tuple[int, int], kind: str, make: Callable[[], np.ndarray]) -> np.ndarray:
         """The stored array of an original, or what ``make`` returns where none is stored.
@@ -137,16 +139,17 @@ class ImageCache:
         """What the cache holds of the files below some folders; links are not followed, other files left aside.
 
         Args:
-            originals: Folders of originals. Below one outside ``base``, each sub-folder has to be named as well.
+            originals: Folders of originals. Below one outside ``base``, each sub-folder has to be named as well; so
+                below ``base`` itself, where other data sets are.
         """
-        sizes = [p for p in self.folder.iterdir() if _SIZE.fullmatch(p.name)] if self.folder.is_dir() else []
+        versions = [path for path in _folders(self.folder, _VERSION) if not path.is_symlink()]
         seen: set[Path] = set()
-        for size in sorted(sizes):
+        for size in (size for version in versions for size in _folders(version, _SIZE)):
             for folder in dict.fromkeys(originals):
                 place = self._place(folder)
                 tops = [size / part for part in (*reversed(place.parents), place)]
                 if not any(top.is_symlink() for top in tops):
-                    for found in _walk(size / place, folder):
+                    for found in _walk(size / place, folder, size.parent.name, deep=place != Path()):
                         if found.path not in seen:
                             seen.add(found.path)
                             yield found
@@ -179,15 +182,23 @@ class ImageCache:
         return Path(ELSEWHERE, hashlib.sha1(os.fsencode(folder)).hexdigest()[:12])
 
 
-def _walk(top: Path, originals: Path) -> Iterator[Stored]:
-    """The cache's files below a folder that stands for a folder of originals."""
-    for parent, _, names in os.walk(top):
+def _folders(folder: Path, names: re.Pattern[str]) -> list[Path]:
+    """Folders in a folder that have one of the names, sorted."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path for path in found if names.fullmatch(path.name) and path.is_dir())
+
+
+def _walk(top: Path, originals: Path, version: str, deep: bool) -> Iterator[Stored]:
+    """The cache's files below a folder that stands for a folder of originals; in it alone if not ``deep``."""
+    for parent, folders, names in os.walk(top):
+        if not deep:
+            folders.clear()
         place = originals / Path(parent).relative_to(top)
         for name in sorted(names):
             path = Path(parent, name)
             if not stat.S_ISREG(path.lstat().st_mode):
                 continue
             if match := _NAME.fullmatch(name):
-                yield Stored(path, place / match[1], match[2], int(match[3]), int(match[4]))
-            elif TEMPORARY.fullmatch(name) and time.time() - path.lstat().st_mtime > ABANDONED_AFTER:
+                yield Stored(path, place / match[1], match[2], int(match[3]), int(match[4]), version)
+            elif TEMPORARY.fullmatch(name) and is_abandoned(path):
                 yield Stored(path)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -23,6 +25,10 @@ log = logging.getLogger(__name__)
 LOCK = ".lock"
 TEMPORARY = re.compile(r"\.[0-9a-f]{12}\.tmp")
 """Names of files that are being written; one that stays was left by a process that was killed."""
+ABANDONED_AFTER = 3600.0
+"""Seconds after which a file that is still being written belongs to a process that was killed."""
+TRANSLATIONS = "translations"
+"""Folder in ``prepared_dir`` that ``scripts/translate.py`` writes to."""
 
 
 def slug(name: str) -> str:
@@ -34,14 +40,68 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", name.lower()).strip("._") or "data_set"
 
 
-def prepared_folder(prepared_dir: str | Path, name: str) -> Path:
-    """Where files about one data set are.
+def relative_root(prepared_dir: str | Path, root: str | Path) -> str:
+    """A data set's root in the form that files about it keep, so that data and these files can move together.
 
     Args:
         prepared_dir: The configuration's ``prepared_dir``.
-        name: ``SegmentationDataset.name``.
+        root: ``SegmentationDataset.root``.
+
+    Returns:
+        The path with ``/``: relative to the folder that holds ``prepared_dir`` if it is below it, else absolute.
     """
-    return Path(prepared_dir).expanduser() / slug(name)
+    base, absolute = (Path(path).expanduser().resolve() for path in (prepared_dir, root))
+    return (absolute.relative_to(base.parent) if absolute.is_relative_to(base.parent) else absolute).as_posix()
+
+
+def prepared_folder(prepared_dir: str | Path, name: str, root: str | Path) -> Path:
+    """Where files about one data set are: ``<name>-<8 hex digits of its root>``.
+
+    Args:
+        prepared_dir: The configuration's ``prepared_dir``.
+        name: ``SegmentationDataset.name``; it becomes the name of the folder (``slug``).
+        root: ``SegmentationDataset.root``: several data sets may have the same name.
+    """
+    return Path(prepared_dir).expanduser() / f"{slug(name)}-{root_key(prepared_dir, root)}"
+
+
+def root_key(prepared_dir: str | Path, root: str | Path) -> str:
+    """Eight hex digits that tell roots apart (see ``relative_root``).
+
+    Args:
+        prepared_dir: The configuration's ``prepared_dir``.
+        root: ``SegmentationDataset.root``.
+    """
+    return hashlib.sha256(os.fsencode(relative_root(prepared_dir, root))).hexdigest()[:8]
+
+
+def check_apart(
+    setting: str, output: Path, name: str, root: str | Path, data_dir: str | Path, files: Iterable[Path]
+) -> None:
+    """Refuse to write into a data set's own tree.
+
+    A root that is ``data_dir`` itself may hold other things; there, only the folders with the data set's files count.
+
+    Args:
+        setting: The setting that names the folder, for the message.
+        output: The folder that would be written to.
+        name: ``SegmentationDataset.name``.
+        root: ``SegmentationDataset.root``.
+        data_dir: Folder that holds the data sets' folders.
+        files: Files of the data set.
+
+    Raises:
+        UserError: If the folder is the root or lies in the data set's tree.
+    """
+    target, top = output.expanduser().resolve(), Path(root).expanduser().resolve()
+    if not target.is_relative_to(top):
+        return
+    if target != top and top == Path(data_dir).expanduser().resolve():
+        below = top / target.relative_to(top).parts[0]
+        folders = {path.parent for path in files}
+        if not any(folder.resolve().is_relative_to(below) for folder in folders):
+            return
+    raise UserError(f"{setting}={output} is inside {name}'s own folder {root}; choose another folder")
 
 
 @contextmanager
@@ -70,6 +130,8 @@ def whole_file(path: Path, mtime_ns: int | None = None) -> Iterator[BinaryIO]:
 @contextmanager
 def exclusive(folder: Path) -> Iterator[bool]:
     """Be the only one who writes to a folder; others wait. What a killed process left half-written is removed.
+
+    That is: after a while, and not below ``translations``, since who writes there does not wait.
 
     Args:
         folder: It is made if missing, and gets a file ``.lock`` that stays.
@@ -100,9 +162,24 @@ def _lock(file: BinaryIO, folder: Path) -> bool:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    for parent, _, names in os.walk(folder):
-        for name in filter(TEMPORARY.fullmatch, names):
-            Path(parent, name).unlink(missing_ok=True)
+    for parent, folders, names in os.walk(folder):
+        if Path(parent) == folder and TRANSLATIONS in folders:
+            folders.remove(TRANSLATIONS)
+        for path in (Path(parent, name) for name in filter(TEMPORARY.fullmatch, names)):
+            if is_abandoned(path):
+                path.unlink(missing_ok=True)
+
+
+def is_abandoned(temporary: Path) -> bool:
+    """Whether nothing was written to a file for so long that its writer must have been killed.
+
+    Args:
+        temporary: A file; one that is gone meanwhile is not abandoned.
+    """
+    try:
+        return time.time() - temporary.lstat().st_mtime > ABANDONED_AFTER
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

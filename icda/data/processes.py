@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 
 class Bar(tqdm):
-    """A progress bar without tqdm's monitor, which is a thread: beside a second thread nothing can be forked.
+    """A progress bar without tqdm's monitor, which is a thread that our few bars do not need.
 
     Where its lines go to a file, there are few of them.
 
@@ -50,7 +50,7 @@ def in_processes(
     """Do the same work on many tasks; what ``work`` raises is raised here.
 
     If the processes cannot be started, or one is killed, this process goes on by itself. If this process is killed,
-    its workers end too.
+    its workers end too, and hold none of its files or locks.
 
     Args:
         work: A function of a module, or ``functools.partial`` of one; it and the tasks are pickled.
@@ -64,15 +64,9 @@ def in_processes(
     done = 0
     workers = min(workers, len(tasks))
     if workers > 1:
-        # A forked worker starts at once, a spawned one imports torch first; but a fork of several threads can hang.
-        alone = threading.active_count() == 1 and "fork" in multiprocessing.get_all_start_methods()
-        context = multiprocessing.get_context("fork" if alone else "spawn")
-        pool = ProcessPoolExecutor(workers, context, initializer=_start_worker)
-        # OpenCV's threads are ended here, since a forked worker would wait for the copies of them that it has not.
-        threads = cv2.getNumThreads()
-        cv2.setNumThreads(1)
+        pool = ProcessPoolExecutor(workers, _context(work), initializer=_start_worker)
         try:
-            for result in pool.map(work, tasks, chunksize=chunk):
+            for result in _submit(pool, work, tasks, chunk):
                 done += 1
                 yield result
         except BrokenProcessPool:
@@ -80,9 +74,29 @@ def in_processes(
             log.info("the worker processes stopped after %d of %d; this process goes on", done, len(tasks))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-            cv2.setNumThreads(threads)
     for task in tasks[done:]:
         yield work(task)
+
+
+def _context(work: Callable[[Task], Result]) -> multiprocessing.context.BaseContext:
+    """How workers are started: never as copies of this process, whose threads and locks they would wait for.
+
+    Where there is one, a server that has imported ``work`` and has no threads is copied; it starts once.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, getattr(work, "func", work).__module__])
+    return context
+
+
+def _submit(
+    pool: ProcessPoolExecutor, work: Callable[[Task], Result], tasks: Sequence[Task], chunk: int
+) -> Iterator[Result]:
+    try:
+        return pool.map(work, tasks, chunksize=chunk)
+    except (OSError, EOFError) as error:  # of the start of processes; what ``work`` raises comes with the results
+        raise BrokenProcessPool(str(error)) from error
 
 
 def _start_worker() -> None:

@@ -13,6 +13,7 @@ absolute paths or environment variables, can be used.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -33,7 +34,7 @@ from icda.errors import UserError
 log = logging.getLogger(__name__)
 
 STATS_FILE = "sample_class_stats.json"
-MEANING_FILE = "label_kinds.json"
+STATE_FILE = "label_state.json"
 STATS_DICT_FILE = "sample_class_stats_dict.json"
 CLASSES_FILE = "samples_with_class.json"
 
@@ -147,16 +148,19 @@ def class_statistics(dataset: SegmentationDataset, workers: int = 0, progress: b
         return collect(pool.map(count, range(len(dataset))))
 
 
-def write_statistics(stats: ClassStatistics, dataset: SegmentationDataset, folder: str | Path) -> None:
+def write_statistics(
+    stats: ClassStatistics, dataset: SegmentationDataset, folder: str | Path, state: str | None = None
+) -> None:
     """Write the three DAFormer files. Each appears whole or not at all, also if several processes write at once.
 
-    A fourth, ``label_kinds.json``, tells what the ids meant when they were counted. ``sample_class_stats.json`` is
-    the last, so where it stands beside files that agree, all is written.
+    A fourth, ``label_state.json``, tells what the labels were when they were counted. It is the last, so where it
+    fits the labels, the others do.
 
     Args:
         stats: Statistics of ``dataset``.
         dataset: Where the names of the label files come from.
         folder: Folder to write to; made if missing.
+        state: ``label_state`` from before the labels were counted; None takes the present one.
 
     Raises:
         UserError: If the folder cannot be written to.
@@ -176,10 +180,10 @@ def write_statistics(stats: ClassStatistics, dataset: SegmentationDataset, folde
     folder = Path(folder).expanduser()
     try:
         for file, content in (
-            (MEANING_FILE, _label_kinds(dataset)),
             (CLASSES_FILE, per_class),
             (STATS_DICT_FILE, per_file),
             (STATS_FILE, per_sample),
+            (STATE_FILE, {"labels": state or label_state(dataset)}),
         ):
             with whole_file(folder / file) as stream:
                 stream.write(json.dumps(content).encode())
@@ -192,20 +196,21 @@ def write_statistics(stats: ClassStatistics, dataset: SegmentationDataset, folde
 def find_statistics(dataset: SegmentationDataset, prepared_dir: str | Path) -> ClassStatistics | None:
     """Read what DAFormer or ``scripts/prepare.py`` counted: from the data set's root, else from ``prepared_dir``.
 
+    What does not fit the data set as it is now is passed over, which is logged.
+
     Args:
         dataset: A labelled data set.
         prepared_dir: The configuration's ``prepared_dir``; it need not exist.
 
     Returns:
-        The counts, in the order of the data set's samples; None if there are none, or those of ``prepared_dir`` do
-        not fit the data set as it is now, which is logged.
-
-    Raises:
-        UserError: If the files in the root are damaged or describe other labels than the data set's.
+        The counts, in the order of the data set's samples; None if there are none that fit.
     """
     if (dataset.root / STATS_FILE).is_file():
-        return read_statistics(dataset, dataset.root)
-    folder = prepared_folder(prepared_dir, dataset.name)
+        try:
+            return read_statistics(dataset, dataset.root)
+        except UserError as error:
+            log.info("class statistics in the data set's folder are not used: %s", error)
+    folder = prepared_folder(prepared_dir, dataset.name, dataset.root)
     if not (folder / STATS_FILE).is_file():
         return None
     try:
@@ -216,22 +221,46 @@ def find_statistics(dataset: SegmentationDataset, prepared_dir: str | Path) -> C
 
 
 def read_prepared_statistics(dataset: SegmentationDataset, folder: Path) -> ClassStatistics:
-    """Read what ``write_statistics`` wrote, provided that the ids in the labels still mean the same.
+    """Read what ``write_statistics`` wrote, provided that the labels are what they were, and mean the same.
 
     Args:
         dataset: The data set that the files must describe.
         folder: Folder that holds the files.
 
     Raises:
-        UserError: See ``read_statistics``; also if the classes or the meaning of ids have changed.
+        UserError: See ``read_statistics``; also if a label file, the classes or the meaning of ids have changed.
     """
-    if _read_json(folder / MEANING_FILE) != _label_kinds(dataset):
-        raise _misfit(folder / STATS_FILE, dataset, "its classes or what the ids in its labels mean have changed")
+    if _read_json(folder / STATE_FILE) != {"labels": label_state(dataset)}:
+        reason = "its label files, or what the ids in them mean, are not those that were counted"
+        raise _misfit(folder / STATS_FILE, dataset, reason)
     return read_statistics(dataset, folder)
 
 
-def _label_kinds(dataset: SegmentationDataset) -> list[str]:
-    return sorted({dataset.label_kind(sample) for sample in dataset.samples})
+def label_state(dataset: SegmentationDataset) -> str:
+    """A digest of what counts depend on: each label's place, size and time of change, and the meaning of its ids.
+
+    Args:
+        dataset: A labelled data set; its labels are not read.
+    """
+    digest = hashlib.sha256()
+    for index, sample in enumerate(dataset.samples):
+        size, changed = size_and_time(sample.label)
+        line = f"{_label_name(dataset, index)}\0{size}\0{changed}\0{dataset.label_kind(sample)}\n"
+        digest.update(line.encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def size_and_time(path: Path) -> tuple[int, int]:
+    """Bytes and time of change in nanoseconds; 0 of a broken link, which is told when it is read.
+
+    Args:
+        path: Any file.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
 
 
 def read_statistics(dataset: SegmentationDataset, folder: str | Path) -> ClassStatistics:

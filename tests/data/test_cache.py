@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from icda.data import cache as caching
 from icda.data.base import Sample, SegmentationDataset
-from icda.data.cache import ABANDONED_AFTER, ImageCache
+from icda.data.cache import ImageCache
 from icda.data.classes import CITYSCAPES
 from icda.data.io import read_image, resize_image
+from icda.data.prepared import ABANDONED_AFTER
 from icda.errors import UserError
 
 SIZE = (6, 8)
@@ -119,8 +121,9 @@ def test_stored_files_of_a_folder_are_found_and_judged(base, cache):
     os.utime(y, (1, 1))
     found = {file.original: file.is_current for file in cache.stored([base / "set"])}
     assert found == {x: True, y: False}
-    assert {file.original for file in cache.stored([base / "set", base / "set/a", base])} == {x, y, other}
-    assert len(list(cache.stored([base / "set", base / "set/a", base]))) == 3
+    folders = [base / "set", base / "set/a", base / "other"]
+    assert {file.original for file in cache.stored(folders)} == {x, y, other}
+    assert len(list(cache.stored(folders))) == 3
     x.unlink()
     assert not any(file.is_current for file in cache.stored([base / "set"]))
     assert list(ImageCache(base / "nothing", base).stored([base])) == []
@@ -145,4 +148,26 @@ def test_only_files_of_the_cache_are_removed(base, cache, tmp_path):
         path.unlink()
     put(cache, base / "set/a/x.png")
     cache.remove(cache.stored([base / "set"]))
-    assert [path.name for path in (cache.folder / "6x8").iterdir()] == ["other"]  # empty folders are gone
+    assert [path.name for path in (cache.folder / "v1/6x8").iterdir()] == ["other"]  # empty folders are gone
+
+
+def test_of_the_base_itself_only_the_files_in_it_are_meant(base, cache, tmp_path):
+    """Below it are other data sets, and the arrays of those elsewhere."""
+    flat, outside = base / "flat.png", tmp_path / "outside/x.png"
+    outside.parent.mkdir()
+    for path in (flat, outside):
+        Image.fromarray(np.zeros((10, 14, 3), np.uint8)).save(path)
+    stored = [put(cache, path) for path in (flat, outside, base / "set/a/x.png")]
+    assert [file.path for file in cache.stored([base])] == stored[:1]
+    cache.remove(cache.stored([base]))
+    assert [path.exists() for path in stored] == [False, True, True]
+
+
+def test_what_another_version_stored_is_not_answered_and_stale(base, cache, monkeypatch):
+    path = base / "set/a/x.png"
+    stored = put(cache, path)
+    monkeypatch.setattr(caching, "VERSION", caching.VERSION + 1)
+    marker = np.zeros((1, 1), np.uint8)
+    assert cache.get(path, SIZE, "image", lambda: marker) is marker
+    (found,) = cache.stored([base / "set"])
+    assert found.path == stored and not found.is_current

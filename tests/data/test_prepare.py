@@ -11,7 +11,7 @@ import pytest
 from conftest import CONF
 from omegaconf import OmegaConf
 from PIL import Image
-from prepare_calls import FILES, row
+from prepare_calls import FILES, row, snapshot
 
 from icda.cli import run
 from icda.data.prepare import PrepareConfig, prepare
@@ -64,7 +64,7 @@ def test_missing_labels_and_strays_are_listed(call, data):
     ("removed", "part", "message"),
     [
         ("Cityscapes", "source", r"no folder .*Cityscapes; check data_dir"),
-        ("DarkZurich/corresp/train/night/GOPR0351/GOPR0351_ref_day.csv", None, r"3 night images .*: left out"),
+        ("DarkZurich/corresp/train/night/GOPR0351/GOPR0351_ref_day.csv", None, r"3 of 6 images have none and are left out, the first is .*png"),
         ("DarkZurich/rgb_anon/train/day/GOPR0374", "target", r"line 1 names a day image that is missing: .*GOPR0374"),
         ("DarkZurich/gt", "val", r"no folder .*gt/val"),
         ("DarkZurich/rgb_anon/test", None, r"test: incomplete, only needed for predictions .*no folder .*night"),
@@ -187,3 +187,20 @@ def test_the_script_tells_its_status_and_leaves_no_folder(data, tmp_path, monkey
     sys.argv.append("dataset.published=false")
     assert run("prepare", prepare, CONF) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize("cache", ["false", "true", "remove"])
+def test_nothing_is_written_into_a_data_sets_own_folder(call, data, cache):
+    before = snapshot(data)
+    for folder in ("DarkZurich", "Cityscapes/made"):
+        own = r"prepared_dir=.* is inside .*'s own folder .*; choose another folder$"
+        call("dataset=darkzurich", f"cache={cache}", f"prepared_dir={data}/{folder}", error=own)
+    assert snapshot(data) == before
+
+
+def test_images_left_out_are_counted_and_named_for_every_data_set(call, data):
+    reference = next((data / "ACDC/rgb_anon/night/train_ref").rglob("*.png"))
+    reference.unlink()
+    text = call("dataset=acdc_night", "dataset.published=false")
+    frame = reference.name.replace("_rgb_ref_anon", "_rgb_anon")
+    assert re.search(rf"target: day references: .*1 of 3 images have none and are left out, the first is .*{frame}", text)

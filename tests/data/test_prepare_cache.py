@@ -48,16 +48,17 @@ def test_the_cache_is_mended_and_only_what_is_stale_is_removed(call, data):
     os.utime(night, (1e9, 1e9))
     cut = next(p for p in before if "540x960" in p.parts and "GOPR0400_frame_000003_rgb_anon" in p.name)
     cut.write_bytes(cut.read_bytes()[:50])
-    own = data / FILES / "cache/540x960/ACDC/mine.txt"
+    own = data / FILES / "cache/v1/540x960/ACDC/mine.txt"
     own.write_text("mine")
-    other = data / FILES / "cache/540x960/other/x.png.image-1-1.npy"
+    other = data / FILES / "cache/v1/540x960/other/x.png.image-1-1.npy"
     other.parent.mkdir()
     other.write_text("of another data set")
     label = next(p for p in before if ".label-" in p.name)
     wrong_kind = label.with_name(re.sub("label-[0-9a-f]+", "label-00000000", label.name))
     shutil.copy(label, wrong_kind)
-    left = data / FILES / "cache/540x960/.0123456789ab.tmp"
+    left = data / FILES / "cache/v1/540x960/.0123456789ab.tmp"
     left.write_text("half")
+    os.utime(left, (1e9, 1e9))
     text = call("dataset=acdc", "cache=true")
     assert "made cache: 2 arrays" in text and "2 stale to remove" in text
     assert own.exists() and other.exists() and not wrong_kind.exists() and not left.exists()
@@ -73,7 +74,7 @@ def test_the_cache_is_removed_without_following_links(call, data, tmp_path):
     outside = tmp_path / "outside/x.png.image-1-1.npy"
     outside.parent.mkdir()
     outside.write_text("precious")
-    folder = data / FILES / "cache/540x960/ACDC"
+    folder = data / FILES / "cache/v1/540x960/ACDC"
     (folder / "link").symlink_to(outside.parent)
     (folder / "y.png.image-1-1.npy").symlink_to(outside)
     (folder / "mine.npy").write_text("precious")
@@ -90,7 +91,7 @@ def test_the_cache_is_removed_without_following_links(call, data, tmp_path):
 
 def test_the_cache_of_a_linked_folder_stays_inside(call, data, tmp_path):
     call("dataset=camvid_dusk", "cache=true")
-    folder = data / FILES / "cache/360x480/CamVid"
+    folder = data / FILES / "cache/v1/360x480/CamVid"
     moved = folder.rename(tmp_path / "moved")
     folder.symlink_to(moved)
     before = snapshot(moved)

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 import threading
 from pathlib import Path
 
 import pytest
 
-from icda.data.prepared import LOCK, TEMPORARY, exclusive, prepared_folder, slug, whole_file, writing_to
+from icda.data.prepared import (
+    ABANDONED_AFTER,
+    LOCK,
+    TEMPORARY,
+    check_apart,
+    exclusive,
+    prepared_folder,
+    relative_root,
+    slug,
+    whole_file,
+    writing_to,
+)
 from icda.errors import UserError
 
 
@@ -23,7 +36,44 @@ from icda.errors import UserError
 )
 def test_folders_are_named_after_data_sets(name, folder):
     assert slug(name) == folder
-    assert prepared_folder("/a/b", name) == Path("/a/b", folder)
+    path = prepared_folder("/a/b", name, "/a/root")
+    assert path.parent == Path("/a/b") and re.fullmatch(re.escape(folder) + "-[0-9a-f]{8}", path.name)
+
+
+def test_roots_have_folders_of_their_own_and_may_move_with_the_data():
+    def folder(prepared_dir: str, root: str) -> str:
+        return prepared_folder(prepared_dir, "My set", root).name
+
+    assert folder("/a/b", "/a/one") != folder("/a/b", "/a/two")
+    assert folder("/a/b", "/a/one") == folder("/x/y/b", "/x/y/one") == folder("/a/b", "/a/b/../one/")
+    assert relative_root("/a/b", "/a/one/two") == "one/two" and relative_root("/a/b", "/c/two") == "/c/two"
+    assert folder("/a/b", "/c/one") == folder("/x/b", "/c/one")
+
+
+@pytest.mark.parametrize(
+    ("output", "root", "fits"),
+    [
+        ("data/icda_prepared", "data/set", True),
+        ("data/set", "data/set", False),
+        ("data/set/deep/inside", "data/set", False),
+        ("data/link/inside", "data/set", False),
+        ("data/settle", "data/set", True),
+        ("data/icda_prepared", "data", True),
+        ("data", "data", False),
+        ("data/set/inside", "data", False),
+        ("data/set", "data", False),
+    ],
+)
+def test_nothing_is_written_into_a_data_sets_own_tree(tmp_path, output, root, fits):
+    image = tmp_path / "data/set/images/x.png"
+    image.parent.mkdir(parents=True)
+    (tmp_path / "data/link").symlink_to(tmp_path / "data/set")
+    call = ("prepared_dir", tmp_path / output, "my set", tmp_path / root, tmp_path / "data", [image])
+    if fits:
+        check_apart(*call)
+    else:
+        with pytest.raises(UserError, match=r"^prepared_dir=.* is inside my set's own folder .*; choose another"):
+            check_apart(*call)
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -64,9 +114,16 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path):
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
+    fresh, translation = tmp_path / ".bbbbbbbbbbbb.tmp", tmp_path / "translations/x/.cccccccccccc.tmp"
+    translation.parent.mkdir(parents=True)
+    fresh.touch(), translation.touch()
+    for path in tmp_path.rglob("*"):
+        if path.is_file() and path != fresh:
+            os.utime(path, (path.stat().st_mtime - 2 * ABANDONED_AFTER,) * 2)
     with exclusive(tmp_path):
         found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    assert found == {LOCK, ".0123456789ab.tmpx", "x.tmp", "a/.aaaaaaaaaaaa"}
+    kept = {path.relative_to(tmp_path).as_posix() for path in (fresh, translation)}
+    assert found == {LOCK, ".0123456789ab.tmpx", "x.tmp", "a/.aaaaaaaaaaaa"} | kept
 
 
 def test_refusals_are_one_line(tmp_path):

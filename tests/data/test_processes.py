@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from tqdm import tqdm
 
+from icda.data import processes
 from icda.data.processes import Bar, in_processes
 from icda.errors import UserError
 
@@ -76,8 +77,37 @@ def test_our_bars_start_no_thread():
     assert threading.active_count() == 1
 
 
+def held(path: Path, number: int) -> bool:
+    """Whether this process has a file open."""
+    return any(link.exists() and link.samefile(path) for link in Path("/proc/self/fd").iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are looked up in /proc")
+def test_workers_do_not_share_open_files_or_threads(tmp_path):
+    """A lock on a file that a worker shares would outlive this process; a thread's lock would never be released."""
+    path = tmp_path / "lock"
+    stop = threading.Event()
+    other = threading.Thread(target=stop.wait, daemon=True)
+    other.start()
+    try:
+        with path.open("wb"):
+            assert held(path, 0)
+            assert not any(in_processes(partial(held, path), range(8), 2))
+    finally:
+        stop.set()
+        other.join()
+
+
+def test_where_processes_cannot_start_this_one_does_it_all(monkeypatch):
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(processes.ProcessPoolExecutor, "map", refuse)
+    assert list(in_processes(square, range(6), 2)) == [(n * n, os.getpid()) for n in range(6)]
+
+
 def test_workers_may_use_opencv_after_this_process_did():
-    """Without care, a forked worker waits for ever for OpenCV's threads, which it has not."""
+    """Without care, a worker waits for ever for OpenCV's threads, which it has not."""
     images = [np.full((600, 800, 3), i, np.uint8) for i in range(6)]
     cv2.setNumThreads(2)
     expected = [half(image) for image in images]
@@ -101,9 +131,9 @@ def run_for_long(folder: Path) -> None:
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path):
-    parent = multiprocessing.get_context("fork").Process(target=run_for_long, args=(tmp_path,))
+    parent = multiprocessing.get_context("spawn").Process(target=run_for_long, args=(tmp_path,))
     parent.start()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
     workers = [int(path.name) for path in tmp_path.iterdir()]

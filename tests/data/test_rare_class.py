@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
 import re
 from pathlib import Path
@@ -14,9 +15,10 @@ from PIL import Image
 from icda.data.base import Sample, SegmentationDataset
 from icda.data.cityscapes import Cityscapes
 from icda.data.classes import CITYSCAPES, ClassSet
+from icda.data.prepared import prepared_folder
 from icda.data.rare_class import (
     CLASSES_FILE,
-    MEANING_FILE,
+    STATE_FILE,
     STATS_DICT_FILE,
     STATS_FILE,
     ClassStatistics,
@@ -153,8 +155,7 @@ def test_written_files_have_the_daformer_form(tmp_path):
     write_statistics(class_statistics(dataset), dataset, tmp_path / "new" / "folder")
     written = {path.name: json.loads(path.read_text()) for path in (tmp_path / "new/folder").iterdir()}
     names = [f"gtFine/train/{frame}_gtFine_labelTrainIds.png" for frame in FRAMES]
-    kinds = written.pop(MEANING_FILE)
-    assert kinds == [dataset.label_kind(dataset.samples[0])]
+    assert re.fullmatch("[0-9a-f]{64}", written.pop(STATE_FILE)["labels"])
     assert written == {
         STATS_FILE: [{"0": 20, "13": 10 + i, "file": name} for i, name in enumerate(names)],
         CLASSES_FILE: {
@@ -176,7 +177,7 @@ def test_files_name_the_labels_with_train_ids_whichever_were_counted(tmp_path):
 def test_statistics_are_found_in_the_root_first_then_among_the_prepared(tmp_path, caplog):
     dataset = make_cityscapes(tmp_path / "data")
     prepared = tmp_path / "prepared"
-    folder = prepared / "cityscapes_train"
+    folder = prepared_folder(prepared, dataset.name, dataset.root)
     assert find_statistics(dataset, prepared) is None
     write_statistics(ClassStatistics(expected_counts()), dataset, folder)
     np.testing.assert_array_equal(find_statistics(dataset, prepared).counts, expected_counts())
@@ -187,27 +188,56 @@ def test_statistics_are_found_in_the_root_first_then_among_the_prepared(tmp_path
 
 def test_prepared_statistics_are_not_used_once_the_ids_mean_something_else(tmp_path, caplog):
     dataset = make_cityscapes(tmp_path / "data")
-    write_statistics(class_statistics(dataset), dataset, tmp_path / "prepared" / "cityscapes_train")
+    write_statistics(
+        class_statistics(dataset), dataset, prepared_folder(tmp_path / "prepared", dataset.name, dataset.root)
+    )
     assert find_statistics(dataset, tmp_path / "prepared") is not None
     dataset._label_mapping = lambda path: np.arange(256, dtype=np.uint8)
     with caplog.at_level(logging.INFO):
         assert find_statistics(dataset, tmp_path / "prepared") is None
-    assert "what the ids in its labels mean have changed" in caplog.text
+    assert "what the ids in them mean, are not those that were counted" in caplog.text
 
 
-def test_stale_prepared_statistics_are_not_used_and_wrong_ones_in_the_root_are_refused(tmp_path, caplog):
+@pytest.mark.parametrize("change", ["time", "size"])
+def test_prepared_statistics_are_not_used_once_a_label_has_changed(tmp_path, change):
+    dataset = make_cityscapes(tmp_path / "data")
+    folder = prepared_folder(tmp_path / "prepared", dataset.name, dataset.root)
+    write_statistics(class_statistics(dataset), dataset, folder)
+    assert find_statistics(dataset, tmp_path / "prepared") is not None
+    label = dataset.samples[1].label
+    status = label.stat()
+    if change == "size":
+        label.write_bytes(label.read_bytes() + b"x")
+    os.utime(label, ns=(status.st_atime_ns, status.st_mtime_ns - (change == "time") * 10**12))
+    assert find_statistics(dataset, tmp_path / "prepared") is None
+
+
+def test_statistics_move_with_their_data(tmp_path):
+    dataset = make_cityscapes(tmp_path / "here/data")
+    folder = prepared_folder(tmp_path / "here/prepared", dataset.name, dataset.root)
+    write_statistics(ClassStatistics(expected_counts()), dataset, folder)
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved = Cityscapes(str(tmp_path / "there/data"), "train")
+    np.testing.assert_array_equal(find_statistics(moved, tmp_path / "there/prepared").counts, expected_counts())
+
+
+def test_statistics_of_other_labels_are_not_used_wherever_they_are(tmp_path, caplog):
     dataset = make_cityscapes(tmp_path / "data")
     smaller = make_cityscapes(tmp_path / "smaller", frames=FRAMES[:2])
     prepared = tmp_path / "prepared"
-    write_statistics(class_statistics(smaller), smaller, prepared / "cityscapes_train")
+    folder = prepared_folder(prepared, dataset.name, dataset.root)
+    write_statistics(class_statistics(smaller), smaller, folder)
     with caplog.at_level(logging.INFO):
         assert find_statistics(dataset, prepared) is None
-    assert re.search(r"prepared class statistics are not used, .*1 labels are not in it", caplog.text)
-    (prepared / "cityscapes_train" / STATS_FILE).write_text("[{")
-    assert find_statistics(dataset, prepared) is None
+    assert re.search(r"prepared class statistics are not used, .*not those that were counted", caplog.text)
     write_statistics(class_statistics(smaller), smaller, dataset.root)
-    with pytest.raises(UserError, match="belong to another data set than Cityscapes train"):
-        find_statistics(dataset, prepared)
+    with caplog.at_level(logging.INFO):
+        assert find_statistics(dataset, prepared) is None
+    assert re.search(r"in the data set's folder are not used: .*1 label.* not in it", caplog.text)
+    write_statistics(ClassStatistics(expected_counts()), dataset, folder)
+    np.testing.assert_array_equal(find_statistics(dataset, prepared).counts, expected_counts())
+    (folder / STATS_FILE).write_text("[{")
+    assert find_statistics(dataset, prepared) is None
 
 
 def test_files_survive_moving_and_label_kinds(tmp_path):

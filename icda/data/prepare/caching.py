@@ -12,7 +12,7 @@ from pathlib import Path
 
 from icda.data.base import SegmentationDataset
 from icda.data.cache import ImageCache, Stored
-from icda.data.prepare.parts import Finding, Job, Part, damaged, one_sample
+from icda.data.prepare.parts import Finding, Job, Part, damaged, numbered, one_sample
 from icda.data.processes import Bar, in_processes
 from icda.errors import UserError
 
@@ -91,7 +91,9 @@ def plan_cache(parts: Sequence[Part], cache: ImageCache, workers: int, progress:
     ]
     if todo or stale:
         gigabytes = sum(entry.bytes for entry in todo.values()) / 1e9
-        what = f"cache: {len(todo)} arrays, {gigabytes:.2f} GB" + (f"; {len(stale)} stale to remove" if stale else "")
+        what = f"cache: {numbered(len(todo), 'array')}, {gigabytes:.2f} GB" + (
+            f"; {len(stale)} stale to remove" if stale else ""
+        )
         make = partial(_fill, cache, list(todo.values()), stale, workers, progress)
         findings.append(Job(what, cache.folder, make))
     return findings

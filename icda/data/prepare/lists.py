@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from icda.data.bdd100k import ATTRIBUTE_FILES, LIST_NAME, NAME, BDD100KNight, night_list
 from icda.data.darkzurich import DarkZurich
+from icda.data.files import list_files
+from icda.data.io import IMAGE_ENDINGS
 from icda.data.pairs import compare_pairs, read_pairs, write_pairs
-from icda.data.prepare.parts import Finding, Job, Part
+from icda.data.prepare.parts import Finding, Job, Part, numbered
 from icda.data.prepared import prepared_folder, whole_file
+from icda.data.rare_class import size_and_time
 from icda.data.setup import open_part
 from icda.errors import UserError
 
@@ -19,7 +24,7 @@ COMMENT = "# "
 
 
 def plan_pairs(part: Part, prepared_dir: Path) -> list[Job | Finding]:
-    """The list of the pairs that training takes, if the part is Dark Zurich's train split, and where they come from.
+    """The list of the pairs that training takes, if the part is Dark Zurich's train split, and how others differ.
 
     Args:
         part: The part.
@@ -28,15 +33,11 @@ def plan_pairs(part: Part, prepared_dir: Path) -> list[Job | Finding]:
     dataset = part.used
     if not isinstance(dataset, DarkZurich) or dataset.split != "train" or not dataset.pairs:
         return []
-    plan: list[Job | Finding] = [Finding(part.name, f"day references: {dataset.pairing}", stops=False)]
-    if dataset.unpaired:
-        fate = {"drop": "left out", "keep": "used without one"}[part.node.get("unpaired", "drop")]
-        plan.append(Finding(part.name, f"{dataset.unpaired} night images have no day reference: {fate}", stops=False))
-    plan += _comparisons(part)
-    file = prepared_folder(prepared_dir, dataset.name) / PAIRS_FILE
+    plan: list[Job | Finding] = [*_comparisons(part)]
+    file = prepared_folder(prepared_dir, dataset.name, dataset.root) / PAIRS_FILE
     if not _holds(file, dataset):
         make = partial(_write, file, dataset)
-        plan.append(Job(f"list of the {len(dataset.pairs)} pairs night,day", file, make))
+        plan.append(Job(f"list of the {numbered(len(dataset.pairs), 'pair')} night,day", file, make))
     return plan
 
 
@@ -80,7 +81,7 @@ def plan_night_list(part: Part, prepared_dir: Path) -> list[Job | Finding]:
 
     Args:
         part: The part.
-        prepared_dir: The list goes to ``bdd100k_night/images_night_tagged.txt`` below it.
+        prepared_dir: The list goes to ``bdd100k_night-<root>/images_night_tagged.txt`` below it.
     """
     if not str(part.node.get("_target_", "")).endswith(f".{BDD100KNight.__name__}"):
         return []
@@ -90,8 +91,8 @@ def plan_night_list(part: Part, prepared_dir: Path) -> list[Job | Finding]:
     # The adapter names the file where that is what it lacks.
     if part.found is not None or LIST_NAME not in part.error or not (tags := _tag_files(part.node.root)):
         return []
-    file = prepared_folder(prepared_dir, NAME) / TAGGED_FILE
-    if file.is_file() and file.stat().st_mtime_ns >= max(path.stat().st_mtime_ns for path in tags):
+    file = prepared_folder(prepared_dir, NAME, part.node.root) / TAGGED_FILE
+    if file.is_file() and _made_of(part.node.root, tags) in _comments(file):
         return _tell_tagged(part, file)
     make, told = partial(_write_night_list, part, file), partial(_tell_tagged, part, file)
     return [Job("list of BDD100K's images that are tagged as night", file, make, told)]
@@ -104,14 +105,32 @@ def _tag_files(root: str) -> list[Path]:
     return [path for path in files if path.is_file()]
 
 
+def _made_of(root: str, tags: Sequence[Path]) -> str:
+    """What a list is made of, for a comment in it: the tag files' sizes and times of change, the number of images."""
+    base = Path(root).expanduser()
+    states = [(path.relative_to(base).as_posix(), *size_and_time(path)) for path in tags]
+    digest = hashlib.sha256(repr(states).encode()).hexdigest()[:16]
+    folders = [
+        base / package / place for package in ("", *BDD100KNight.PACKAGES) for place in BDD100KNight.IMAGE_FOLDERS
+    ]
+    images = sum(len(list_files(folder, IMAGE_ENDINGS)) for folder in folders if folder.is_dir())
+    return f"made of {len(tags)} tag files (sizes and times {digest}) and {images} images"
+
+
+def _comments(file: Path) -> list[str]:
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [line.removeprefix(COMMENT) for line in lines if line.startswith(COMMENT)]
+
+
 def _write_night_list(part: Part, file: Path) -> list[Finding]:
     try:
+        made_of = COMMENT + _made_of(part.node.root, _tag_files(part.node.root))
         found = night_list(part.node.root)
     except UserError as error:
         return [Finding(part.name, str(error), stops=False)]
     told = f"{COMMENT}{len(found.lines)} images are tagged as night; {found.untagged} have no tag of the time of day"
     with whole_file(file) as stream:
-        stream.write("".join(f"{line}\n" for line in (told, *found.lines)).encode())
+        stream.write("".join(f"{line}\n" for line in (told, made_of, *found.lines)).encode())
     return []
 
 

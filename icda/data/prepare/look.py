@@ -56,6 +56,7 @@ def inspect(part: Part, published: bool) -> tuple[list[Row], list[Finding]]:
         rows.append(Row("", "", "translations", "0", "-", "not there"))
         text = f"no folder of night translations {part.translations}; only needed for cem=translated"
         findings.append(Finding(part.name, text, stops=False))
+    findings += [Finding(part.name, remark, stops=False) for remark in _remarks(part)]
     if dataset.strays:
         count = len(dataset.strays)
         belongs = "1 file belongs" if count == 1 else f"{count} files belong"
@@ -63,6 +64,15 @@ def inspect(part: Part, published: bool) -> tuple[list[Row], list[Finding]]:
     if part.error and not any(finding.stops for finding in findings):
         findings.append(Finding(part.name, part.error, stops=part.is_needed))
     return rows, findings
+
+
+def _remarks(part: Part) -> list[str]:
+    """How the samples that training takes were chosen and paired."""
+    if part.used is None:
+        return []
+    pairing = getattr(part.used, "pairing", "")
+    paired = any(sample.reference is not None for sample in part.used.samples)
+    return [*part.used.remarks, *([f"day references: {pairing}"] if paired else [])]
 
 
 def _inspect_unopened(part: Part) -> tuple[list[Row], list[Finding]]:
@@ -120,7 +130,8 @@ def _lacking(part: Part, what: str, lacking: Sequence[Sample]) -> Finding:
     paths = tuple(sample.image for sample in lacking)
     if what == "translation":
         return Finding(part.name, f"{text}; only needed for cem=translated", paths, stops=False)
-    return Finding(part.name, f"{text}; unzip the package again", paths, stops=part.is_needed)
+    mend = "; unzip the package again" if part.found.published() else ""  # one's own footage has no package
+    return Finding(part.name, f"{text}{mend}", paths, stops=part.is_needed)
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -128,6 +128,16 @@ def _open(name: str, node: Any, purpose: str, paired: bool) -> Part:
     return Part(name, node, found, used, error, purpose)
 
 
+def numbered(number: int, thing: str) -> str:
+    """``1 pair``, ``2 pairs``.
+
+    Args:
+        number: How many.
+        thing: One of them.
+    """
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def damaged(part: Part, sample: Sample, file: Path, message: str) -> Finding:
     """A file that cannot be used.
 

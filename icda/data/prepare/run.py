@@ -19,7 +19,7 @@ from icda.data.prepare.look import describe, inspect, table
 from icda.data.prepare.parts import Finding, Job, Part, open_parts, unique
 from icda.data.prepare.statistics import plan_statistics
 from icda.data.prepare.train_ids import plan_train_ids
-from icda.data.prepared import exclusive, writing_to
+from icda.data.prepared import check_apart, exclusive, writing_to
 from icda.data.setup import CACHE_FOLDER, open_part
 from icda.errors import UserError
 
@@ -63,11 +63,14 @@ def prepare(cfg: DictConfig, folder: Path | None = None) -> None:
     prepared_dir = Path(config.prepared_dir).expanduser()
     log.info("%s: data in %s, prepared files in %s\n", dataset.name, config.data_dir, prepared_dir)
     if config.cache == "remove":
-        _remove(open_parts(dataset), ImageCache(prepared_dir / CACHE_FOLDER, config.data_dir))
+        parts = open_parts(dataset)
+        _refuse_own_folders(parts, config, prepared_dir)
+        _remove(parts, ImageCache(prepared_dir / CACHE_FOLDER, config.data_dir))
         return
     if dataset.get("prepare") is not None:
         open_part(dataset.prepare)
     parts = open_parts(dataset)
+    _refuse_own_folders(parts, config, prepared_dir)
     findings = _look(parts, config, dataset.get("published", True))
     findings += _make(parts, config, prepared_dir)
     order = [part.name for part in parts]
@@ -78,6 +81,15 @@ def prepare(cfg: DictConfig, folder: Path | None = None) -> None:
         things = "1 thing has" if stops == 1 else f"{stops} things have"
         raise UserError(f"{dataset.name} is not ready: {things} to be mended, see above")
     log.info("%s is ready", dataset.name)
+
+
+def _refuse_own_folders(parts: Sequence[Part], config: PrepareConfig, prepared_dir: Path) -> None:
+    for part in parts:
+        if (root := part.node.get("root")) is not None:
+            samples = part.found.samples if part.found else ()
+            files = [file for s in samples for file in (s.image, s.label, s.reference, s.invalid) if file is not None]
+            name = part.found.name if part.found else f"dataset.{part.name}"
+            check_apart("prepared_dir", prepared_dir, name, root, config.data_dir, files)
 
 
 def _look(parts: Sequence[Part], config: PrepareConfig, published: bool) -> list[Finding]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,17 +12,20 @@ from typing import BinaryIO
 import numpy as np
 
 from icda.data.base import SegmentationDataset
-from icda.data.prepare.parts import Finding, Job, Part, damaged, one_sample
+from icda.data.prepare.parts import Finding, Job, Part, damaged, numbered, one_sample
 from icda.data.prepared import prepared_folder
 from icda.data.processes import Bar, in_processes
 from icda.data.rare_class import (
     CLASSES_FILE,
+    STATE_FILE,
     STATS_DICT_FILE,
     STATS_FILE,
     ClassStatistics,
     class_statistics,
+    label_state,
     read_prepared_statistics,
     read_statistics,
+    size_and_time,
     write_statistics,
 )
 from icda.errors import UserError
@@ -34,7 +35,7 @@ JOURNAL = "sample_class_stats.journal"
 
 
 def plan_statistics(part: Part, prepared_dir: Path, workers: int, progress: bool) -> list[Job | Finding]:
-    """The statistics of a labelled part, unless its root or ``prepared_dir`` has them.
+    """The statistics of a labelled part, unless its root or ``prepared_dir`` has them as they should be.
 
     Args:
         part: The part.
@@ -45,24 +46,29 @@ def plan_statistics(part: Part, prepared_dir: Path, workers: int, progress: bool
     dataset = part.dataset
     if dataset is None or "label" not in dataset.expected or "label" in dataset.missing:
         return []
+    notes: list[Job | Finding] = []
     if (dataset.root / STATS_FILE).is_file():
         try:
             read_statistics(dataset, dataset.root)
+            return []
         except UserError as error:
-            return [Finding(part.name, str(error))]
-        return []
-    folder = prepared_folder(prepared_dir, dataset.name)
+            text = f"{error}; those in {prepared_dir} are used instead"
+            notes.append(Finding(part.name, text, stops=False))
+    folder = prepared_folder(prepared_dir, dataset.name, dataset.root)
     if _are_current(dataset, folder):
-        return []
+        return notes
     make = partial(_make, part, folder, workers, progress)
-    return [Job(f"class statistics of {dataset.name} ({len(dataset)} labels)", folder / STATS_FILE, make)]
+    return [
+        *notes,
+        Job(f"class statistics of {dataset.name} ({numbered(len(dataset), 'label')})", folder / STATS_FILE, make),
+    ]
 
 
 def _are_current(dataset: SegmentationDataset, folder: Path) -> bool:
-    files = [folder / name for name in (STATS_FILE, STATS_DICT_FILE, CLASSES_FILE)]
+    files = [folder / name for name in (STATS_FILE, STATS_DICT_FILE, CLASSES_FILE, STATE_FILE)]
     if not all(path.is_file() for path in files):
         return False
-    if _newest(dataset) > files[0].stat().st_mtime_ns:
+    if (folder / JOURNAL).exists():  # a run was killed; with what it counted, this is quickly done again
         return False
     try:
         read_prepared_statistics(dataset, folder)
@@ -73,6 +79,7 @@ def _are_current(dataset: SegmentationDataset, folder: Path) -> bool:
 
 def _make(part: Part, folder: Path, workers: int, progress: bool) -> list[Finding]:
     dataset = part.dataset
+    before = label_state(dataset)  # a label that changes from now on is counted again by the next run
     states = [_state(dataset, index) for index in range(len(dataset))]
     counts: dict[int, list[int]] = {}
     findings = []
@@ -94,9 +101,7 @@ def _make(part: Part, folder: Path, workers: int, progress: bool) -> list[Findin
     if findings:
         return findings
     rows = np.array([counts[index] for index in range(len(dataset))], np.int64)
-    write_statistics(ClassStatistics(rows), dataset, folder)
-    if (newest := _newest(dataset)) > time.time_ns():  # a label from the future would have them counted for ever
-        os.utime(folder / STATS_FILE, ns=(newest, newest))
+    write_statistics(ClassStatistics(rows), dataset, folder, before)
     (folder / JOURNAL).unlink(missing_ok=True)
     return []
 
@@ -104,22 +109,8 @@ def _make(part: Part, folder: Path, workers: int, progress: bool) -> list[Findin
 def _state(dataset: SegmentationDataset, index: int) -> str:
     """What a count depends on: the label file, its size and time of change, and the meaning of its ids."""
     sample = dataset.samples[index]
-    size, changed = _size_and_time(sample.label)
+    size, changed = size_and_time(sample.label)
     return f"{sample.label} {size} {changed} {dataset.label_kind(sample)}"
-
-
-def _newest(dataset: SegmentationDataset) -> int:
-    """When the last of the labels was changed, in nanoseconds."""
-    return max(_size_and_time(sample.label)[1] for sample in dataset.samples)
-
-
-def _size_and_time(path: Path) -> tuple[int, int]:
-    """Bytes and time of change; 0 of a broken link, which is told when it is read."""
-    try:
-        status = path.stat()
-    except OSError:
-        return 0, 0
-    return status.st_size, status.st_mtime_ns
 
 
 def _count(dataset: SegmentationDataset) -> list[int] | str:

@@ -5,7 +5,7 @@ This toolkit reads the official files itself (``icda.data.cityscapes``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from icda.data.cityscapes import Cityscapes, label_ids_to_train_ids
 from icda.data.classes import CITYSCAPES
 from icda.data.io import read_label
 from icda.data.prepare.parts import Finding, Job, Part, damaged
-from icda.data.prepared import whole_file
+from icda.data.prepared import root_key, whole_file
 from icda.data.processes import Bar, in_processes
 from icda.errors import UserError
 
@@ -48,25 +48,36 @@ class _Label:
 
 
 def plan_train_ids(part: Part, prepared_dir: Path, workers: int, progress: bool) -> list[Job | Finding]:
-    """The label files of a part that have to be made, if it is Cityscapes with label ids alone.
+    """The label files that have to be made, if a part is Cityscapes with label ids alone; those of all splits there.
 
     Args:
         part: The part.
-        prepared_dir: They go to ``Cityscapes/gtFine/<split>/<city>/*_gtFine_labelTrainIds.png`` below it.
+        prepared_dir: They go to ``Cityscapes-<root>/gtFine/<split>/<city>/*_gtFine_labelTrainIds.png`` below it.
         workers: Number of processes.
         progress: Whether to show a progress bar.
     """
     dataset = part.dataset
     if not isinstance(dataset, Cityscapes):
         return []
+    folder = prepared_dir / f"{FOLDER}-{root_key(prepared_dir, dataset.root)}"
     ending = Cityscapes.LABEL_IDS_ENDINGS[0].lower()
-    samples = [s for s in dataset.samples if s.label is not None and s.label.name.lower().endswith(ending)]
-    tasks = [_Label(sample, prepared_dir / FOLDER / _place(sample.label)) for sample in samples]
-    todo = [task for task in tasks if not task.is_current]
-    if not todo:
-        return []
-    make = partial(_make_all, part, todo, workers, progress)
-    return [Job(f"train-id labels of {dataset.name} ({len(todo)})", prepared_dir / FOLDER / GROUND_TRUTH, make)]
+    jobs: list[Job | Finding] = []
+    for split in (dataset, *_other_splits(dataset)):
+        samples = [s for s in split.samples if s.label is not None and s.label.name.lower().endswith(ending)]
+        tasks = [_Label(sample, folder / _place(sample.label)) for sample in samples]
+        if todo := [task for task in tasks if not task.is_current]:
+            make = partial(_make_all, part, todo, workers, progress)
+            jobs.append(Job(f"train-id labels of {split.name} ({len(todo)})", folder / GROUND_TRUTH, make))
+    return jobs
+
+
+def _other_splits(dataset: Cityscapes) -> Iterator[Cityscapes]:
+    for split in Cityscapes.SPLITS:
+        if split != dataset.split:
+            try:
+                yield Cityscapes(str(dataset.root), split, check=False)
+            except UserError:  # training needs none of them
+                continue
 
 
 def _place(label: Path) -> Path:
