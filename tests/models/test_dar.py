@@ -72,7 +72,7 @@ def test_widths_of_other_encoders(name):
 
 
 def test_every_parameter_gets_a_gradient():
-    dar = trained(DAR(WIDTHS))
+    dar = trained(DAR(WIDTHS, drop_path=0.0))  # a layer that is left out by chance gets none
     sum(m.sum() for m in dar(maps(32, 32), maps(32, 32))[2:]).backward()
     assert [n for n, p in dar.named_parameters() if p.grad is None or not p.grad.any()] == []
 
