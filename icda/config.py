@@ -282,7 +282,7 @@ _TRAIN_CHECKS: tuple[Check, ...] = (
     ("model.head.dilations", lambda v: bool(v) and min(v) >= 1, "numbers of 1 or more"),
     (
         "dataset.source",
-        lambda v: _part("")[1](v),
+        _part("")[1],
         "a data set with _target_, as in conf/dataset; one without source is only for scoring (scripts/eval.py)",
     ),
     _part("dataset.val"),

@@ -6,10 +6,10 @@ looked at. Data sets whose file names tell no drive have no frames here and over
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from icda.data.base import Sample, SegmentationDataset
+from icda.data.base import SegmentationDataset
 from icda.errors import UserError
 
 SETTINGS = ("warn", "drop", "error")
@@ -44,17 +44,6 @@ class Overlap:
 def frames(dataset: SegmentationDataset) -> frozenset[str]:
     """Drives and frames of a data set, such as ``GOPR0356_frame_000321``."""
     return frozenset(frame for sample in dataset.samples if (frame := dataset.drive_frame(sample)) is not None)
-
-
-def shared_frames(a: SegmentationDataset, b: SegmentationDataset | Collection[str]) -> list[Sample]:
-    """The samples of ``a`` whose frame is also one of ``b``, in their order.
-
-    Args:
-        a: A data set.
-        b: Another data set, or frames.
-    """
-    others = frames(b) if isinstance(b, SegmentationDataset) else frozenset(b)
-    return [sample for sample in a.samples if a.drive_frame(sample) in others]
 
 
 def record_frames(trained: Iterable[SegmentationDataset]) -> dict[str, list[str]]:

@@ -7,8 +7,8 @@ A data set takes its day references from list files of two columns ``night,day``
 from __future__ import annotations
 
 import csv
+import io
 import math
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from icda.data.io import IMAGE_ENDINGS
+from icda.data.prepared import whole_file
 from icda.errors import UserError
 
 UNPAIRED = ("drop", "keep", "error")
@@ -127,16 +128,13 @@ def write_pairs(file: str | Path, pairs: Iterable[tuple[str, str]]) -> None:
     for row in rows:
         if any(key != key.strip() or not key or len(key.splitlines()) != 1 for key in row):
             raise UserError(f"{file}: {row} cannot stand in a list of pairs; rename the file: no spaces at its ends")
-    temporary = file.with_name(f".{secrets.token_hex(6)}.tmp")
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
-            csv.writer(stream, lineterminator="\n").writerows(rows)
-        temporary.replace(file)
+        with whole_file(file) as stream:
+            stream.write(text.getvalue().encode("utf-8", "surrogateescape"))
     except OSError as error:
         raise UserError(f"cannot write the list of pairs {file}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def references_from_lists(

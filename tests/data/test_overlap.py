@@ -17,7 +17,6 @@ from icda.data.overlap import (
     frames,
     record_frames,
     settle_overlaps,
-    shared_frames,
 )
 from icda.errors import UserError
 
@@ -36,14 +35,17 @@ def numbers(dataset: SegmentationDataset) -> list[int]:
 
 
 def test_frames_that_two_data_sets_share():
+    def shared(a: SegmentationDataset, b: SegmentationDataset) -> list[str]:
+        return [frame[-3:] for overlap in find_overlaps([a], {"b": b}) for frame in overlap.frames]
+
     a, b = part("ACDC night train", 321, 345, 7), part("Dark Zurich val", 345, 346, 321)
     assert frames(b) == {f"GOPR0356_frame_000{n}" for n in (321, 345, 346)}
-    assert [sample.key[-3:] for sample in shared_frames(a, b)] == ["321", "345"]
-    assert shared_frames(a, ["GOPR0356_frame_000007"]) == [a.samples[2]]
+    assert shared(a, b) == ["321", "345"]
+    assert shared(a, part("other", 7)) == ["007"]
     # The same number in another drive is another frame; names of other data sets tell no drive.
-    assert shared_frames(a, part("other", 321, drive="GP010376")) == []
+    assert shared(a, part("other", 321, drive="GP010376")) == []
     plain = part("Cityscapes train", 321, kind=SegmentationDataset)
-    assert frames(plain) == frozenset() and shared_frames(plain, a) == shared_frames(a, plain) == []
+    assert frames(plain) == frozenset() and shared(plain, a) == shared(a, plain) == []
 
 
 def test_overlaps_between_trained_and_scored_parts():
