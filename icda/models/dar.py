@@ -1,7 +1,7 @@
 """DAR, deformable attention relevance: night features look up what they need in day features of the same place.
 
 Paper: ICDA, section 3.3; method section 5. Module names follow the method's text; where the published
-checkpoint keeps the same tensors is in ``icda.interop``.
+checkpoint keeps the same tensors is in ``icda.weights.published``.
 """
 
 from __future__ import annotations

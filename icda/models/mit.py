@@ -3,7 +3,7 @@
 Paper: "SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers",
 https://arxiv.org/abs/2105.15203. MiT and PVT v2 share their blocks (overlapping patch embedding, attention
 with spatially reduced keys and values, MLP with a depthwise convolution), so MiT is timm's PVT v2 with
-MiT's widths, depths and MLP ratios. Weights are the user's to bring: see ``model.encoder.weights``.
+MiT's widths, depths and MLP ratios. Its pretrained weights are the SegFormer authors' on the Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -16,16 +16,10 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from torch import Tensor, nn
 
-__all__ = ["MixTransformer"]
+from icda.errors import UserError
+from icda.weights.layouts import DEPTHS, layout_of, to_timm, width_of
 
-DEPTHS: dict[str, tuple[int, int, int, int]] = {
-    "mit_b0": (2, 2, 2, 2),
-    "mit_b1": (2, 2, 2, 2),
-    "mit_b2": (3, 4, 6, 3),
-    "mit_b3": (3, 4, 18, 3),
-    "mit_b4": (3, 8, 27, 3),
-    "mit_b5": (3, 6, 40, 3),
-}
+__all__ = ["MixTransformer"]
 
 
 class MixTransformer(PyramidVisionTransformerV2):
@@ -36,36 +30,42 @@ class MixTransformer(PyramidVisionTransformerV2):
     """
 
 
-# Published name -> ours. The first patch embedding stands before the stages here, the others within them.
-_RENAMES = (
-    (re.compile(r"^patch_embed1\."), "patch_embed."),
-    (re.compile(r"^patch_embed([234])\."), lambda m: f"stages.{int(m[1]) - 1}.downsample."),
-    (re.compile(r"^block([1234])\."), lambda m: f"stages.{int(m[1]) - 1}.blocks."),
-    (re.compile(r"^norm([1234])\."), lambda m: f"stages.{int(m[1]) - 1}.norm."),
-    (re.compile(r"\.dwconv\.dwconv\."), ".dwconv."),
-)
-
-
-def rename_published(name: str) -> str:
-    """The name in ``MixTransformer`` of a parameter of the SegFormer authors' MiT.
-
-    For example ``block3.5.attn.kv.weight`` is ``stages.2.blocks.5.attn.kv.weight`` here. Other names come back
-    unchanged.
-    """
-    for pattern, replacement in _RENAMES:
-        name = pattern.sub(replacement, name)
-    return name
-
-
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Rename a checkpoint in the SegFormer authors' layout to ours; called by timm when it loads weights."""
-    del model  # part of timm's calling convention
-    state_dict = state_dict.get("state_dict", state_dict)
-    return {rename_published(name): value for name, value in state_dict.items()}
+    """A checkpoint of MiT under the names of ``MixTransformer``; called by timm when it loads weights.
+
+    Args:
+        state_dict: In one of ``icda.weights.layouts.LAYOUTS``, with or without ``segformer.`` before the names, or
+            such a dict as ``state_dict`` of another.
+        model: The model to be filled.
+
+    Returns:
+        As ``icda.weights.layouts.to_timm``, the classifier being ``head``.
+
+    Raises:
+        UserError: If the layout is not known, or an entry of the model's encoder is missing, which timm would not
+            notice in a ``features_only`` model.
+    """
+    state = state_dict.get("state_dict", state_dict)
+    state = {name.removeprefix("segformer."): value for name, value in state.items()}
+    layout = layout_of(state)
+    if layout is None:
+        raise UserError(
+            f"the pretrained weights are not those of a MiT: their names are such as {list(state)[:2]}; "
+            "expected are names of the SegFormer authors' mit_b*.pth or of a Hugging Face SegFormer"
+        )
+    state = {re.sub(r"^classifier\.", "head.", name): value for name, value in to_timm(state, layout).items()}
+    own = [name for name in model.state_dict() if not name.startswith("head.")]
+    if missing := [name for name in own if name not in state]:
+        raise UserError(
+            f"the pretrained weights lack {len(missing)} of {len(own)} entries of the encoder, the first is "
+            f"{missing[0]}; get the file anew, or give model.encoder.weights=PATH of a whole one"
+        )
+    return state
 
 
-def _cfg() -> dict[str, object]:
+def _cfg(name: str) -> dict[str, object]:
     return {
+        "hf_hub_id": f"nvidia/{name.replace('_', '-')}",  # the SegFormer authors' ImageNet-1k weights
         "num_classes": 1000,
         "input_size": (3, 224, 224),
         "pool_size": (7, 7),
@@ -80,12 +80,12 @@ def _cfg() -> dict[str, object]:
     }
 
 
-default_cfgs = generate_default_cfgs({f"{name}.untrained": _cfg() for name in DEPTHS})
+default_cfgs = generate_default_cfgs({f"{name}.nvidia_in1k": _cfg(name) for name in DEPTHS})
 
 
 def _create_mit(variant: str, pretrained: bool, **kwargs: object) -> nn.Module:
     out_indices = kwargs.pop("out_indices", (0, 1, 2, 3))
-    width = 32 if variant == "mit_b0" else 64
+    width = width_of(variant)
     settings: dict[str, object] = {
         "depths": DEPTHS[variant],
         "embed_dims": (width, width * 2, width * 5, width * 8),
@@ -139,27 +139,3 @@ def mit_b4(pretrained: bool = False, **kwargs: object) -> nn.Module:
 def mit_b5(pretrained: bool = False, **kwargs: object) -> nn.Module:
     """MiT-B5: 81.4 M parameters, the encoder of the published result."""
     return _create_mit("mit_b5", pretrained, **kwargs)
-
-
-def variant_of(state_dict: dict[str, Tensor]) -> str:
-    """The MiT size whose weights these are, read off the shapes.
-
-    Args:
-        state_dict: Names as in ``MixTransformer`` (see ``rename_published``).
-
-    Returns:
-        ``mit_b0`` .. ``mit_b5``.
-
-    Raises:
-        KeyError: If there is no first patch embedding.
-        ValueError: If width and depths are those of no MiT.
-    """
-    width = state_dict["patch_embed.proj.weight"].shape[0]
-    blocks = (re.match(r"stages\.(\d)\.blocks\.(\d+)\.", name) for name in state_dict)
-    last = [0, 0, 0, 0]
-    for match in filter(None, blocks):
-        last[int(match[1])] = max(last[int(match[1])], int(match[2]) + 1)
-    for name, depths in DEPTHS.items():
-        if tuple(last) == depths and width == (32 if name == "mit_b0" else 64):
-            return name
-    raise ValueError(f"no MiT has width {width} and depths {tuple(last)}; known: {DEPTHS}")

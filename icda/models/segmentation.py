@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import timm
 import torch
@@ -13,7 +12,9 @@ from torch.nn import functional as F
 from icda.errors import UserError
 from icda.models.daformer_head import DAFormerHead
 from icda.models.dar import DAR
-from icda.models.mit import rename_published
+from icda.weights.encoder import fill_encoder
+from icda.weights.packages import fill_from_package
+from icda.weights.pretrained import fill_from_timm
 
 
 def create_encoder(name: str, weights: str = "none", **options: object) -> nn.Module:
@@ -21,18 +22,18 @@ def create_encoder(name: str, weights: str = "none", **options: object) -> nn.Mo
 
     Args:
         name: Any timm model that offers features, for example ``mit_b5`` or ``resnet50``.
-        weights: ``none`` for random weights, ``timm`` for timm's own pretrained weights (its cache, its download),
-            or the path of a weights file (``.pth``, ``.safetensors``) in the model's own layout; for MiT the
-            SegFormer authors' files.
+        weights: ``none`` for random weights, ``timm`` for timm's own pretrained weights (its cache, its download;
+            see ``icda.weights.pretrained``), ``package`` for those of an installed package (see
+            ``icda.weights.packages``), or the path of a weights file (see ``icda.weights.encoder``).
         **options: Passed to the model's constructor, such as ``drop_path_rate=0.0``.
 
     Returns:
         Module whose call on images (B, 3, H, W) returns a list of four maps; ``feature_info`` tells widths and
-        strides, ``pretrained_cfg`` the input's mean and deviation.
+        strides, ``pretrained_cfg`` the input's mean and deviation, which are those of the weights.
 
     Raises:
         UserError: If timm does not know the name, the model does not offer four maps, or the weights cannot be
-            had.
+            had or do not fill the whole encoder.
     """
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('_')[0]}*")[:8]
@@ -40,57 +41,29 @@ def create_encoder(name: str, weights: str = "none", **options: object) -> nn.Mo
             f"model.encoder.name={name} is not a model that timm knows; "
             f"{'near it: ' + ', '.join(near) if near else 'see timm.list_models()'}"
         )
-    pretrained, from_file = weights == "timm", weights not in ("none", "timm")
-    if from_file and not Path(weights).is_file():
-        raise UserError(
-            f"model.encoder.weights={weights} is no file; give the path of a file with weights of {name}, "
-            "timm for timm's own, or none to start from random weights"
-        )
     try:
-        encoder = timm.create_model(name, features_only=True, pretrained=pretrained, **options)
+        encoder = timm.create_model(name, features_only=True, **options)
         if len(encoder.feature_info.channels()) > 4:  # convolutional networks list their stem's map as well
-            last = (-4, -3, -2, -1)
-            encoder = timm.create_model(name, features_only=True, pretrained=pretrained, out_indices=last, **options)
-    except Exception as error:  # whatever a model's constructor or a download raises
+            encoder = timm.create_model(name, features_only=True, out_indices=(-4, -3, -2, -1), **options)
+    except Exception as error:  # whatever a model's constructor raises
         reason = " ".join(str(error).split())[:200]
         remedy = "choose another timm model that supports features_only"
         if "drop_path_rate" in reason:
             remedy = "give model.encoder.drop_path_rate=null, since it has no stochastic depth"
-        elif pretrained:
-            remedy = "give model.encoder.weights=PATH of a file, or none to start from random weights"
+        elif "tag" in reason:
+            known = timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True)
+            remedy = f"timm has weights of these names: {', '.join(known) or 'none'}"
         raise UserError(
-            f"the encoder {name} with model.encoder.weights={weights} could not be made "
-            f"({type(error).__name__}: {reason}); {remedy}"
+            f"the encoder {name} could not be made ({type(error).__name__}: {reason}); {remedy}"
         ) from error
-    if from_file:
-        _load_file(encoder, name, Path(weights))
     _check_maps(encoder, name)
+    if weights == "timm":
+        fill_from_timm(encoder, name)
+    elif weights == "package":
+        fill_from_package(encoder, name)
+    elif weights != "none":
+        fill_encoder(encoder, name, weights)
     return encoder
-
-
-def _load_file(encoder: nn.Module, name: str, path: Path) -> None:
-    """Fill an encoder from a file; a file that lacks any of its weights, or has them in other sizes, is refused."""
-    try:
-        content = timm.models.load_state_dict(str(path))
-    except Exception as error:  # what the file's bytes make it raise
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(
-            f"model.encoder.weights={path} cannot be read as weights ({type(error).__name__}: {reason})"
-        ) from error
-    own, found = encoder.state_dict(), {}
-    for key, value in content.items():
-        key = rename_published(key) if name.startswith("mit_") else key
-        # timm's feature extractors call stages.0 stages_0, or put the whole model below "model".
-        found.update({k: value for k in (key, key.replace(".", "_", 1), f"model.{key}") if k in own})
-    missing = [k for k in own if k not in found and not k.endswith("num_batches_tracked")]
-    wrong = [k for k, value in found.items() if value.shape != own[k].shape]
-    if missing or wrong:
-        example = (wrong or missing)[0]
-        raise UserError(
-            f"model.encoder.weights={path} are not weights of {name}: {len(missing)} of {len(own)} entries are "
-            f"missing and {len(wrong)} have another size, the first is {example}; give a file of {name}"
-        )
-    encoder.load_state_dict(found, strict=False)
 
 
 @torch.inference_mode()

@@ -12,8 +12,9 @@ from timm.layers import DropPath
 from torch import nn
 from transformers import SegformerConfig, SegformerModel
 
-import icda  # noqa: F401  registers the encoders
-from icda.models.mit import DEPTHS, rename_published, variant_of
+from icda.errors import UserError
+from icda.models.mit import checkpoint_filter_fn
+from icda.weights.layouts import DEPTHS
 
 PARAMETERS = {  # millions, encoder alone: SegFormer paper, table 6
     "mit_b0": 3.4,
@@ -88,12 +89,6 @@ def test_every_parameter_gets_a_gradient():
     assert [n for n, p in encoder.named_parameters() if p.grad is None] == []
 
 
-def test_size_is_read_off_the_weights():
-    for name in DEPTHS:
-        with torch.device("meta"):
-            assert variant_of(timm.create_model(name).state_dict()) == name
-
-
 def test_weights_of_the_segformer_authors_are_read_through_timm(tmp_path):
     donor = timm.create_model("mit_b0")
     published = {}
@@ -104,13 +99,32 @@ def test_weights_of_the_segformer_authors_are_read_through_timm(tmp_path):
             name = name.replace(f"stages.{stage}.blocks.", f"block{stage + 1}.")
             name = name.replace(f"stages.{stage}.norm.", f"norm{stage + 1}.")
         published[name.replace("mlp.dwconv.", "mlp.dwconv.dwconv.")] = value
-    assert {rename_published(n) for n in published} == set(donor.state_dict())
+    assert set(checkpoint_filter_fn(published, donor)) == set(donor.state_dict())
     torch.save(published, tmp_path / "mit_b0.pth")
     encoder = timm.create_model(
         "mit_b0", pretrained=True, features_only=True, pretrained_cfg_overlay={"file": str(tmp_path / "mit_b0.pth")}
     )
     x = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(encoder.eval()(x)[-1], donor.eval().forward_intermediates(x)[1][-1])
+
+
+def test_a_file_that_lacks_weights_is_refused_although_timm_would_not_notice(tmp_path):
+    state = {k: v for k, v in timm.create_model("mit_b0").state_dict().items() if "stages.3.blocks.1.mlp" not in k}
+    overlay = {"state_dict": state}
+    with pytest.raises(
+        UserError, match=r"lack 6 of 176 entries of the encoder, the first is stages\.3\.blocks\.1\.mlp"
+    ):
+        timm.create_model("mit_b0", pretrained=True, features_only=True, pretrained_cfg_overlay=overlay)
+    overlay = {"state_dict": timm.create_model("resnet18").state_dict()}
+    with pytest.raises(UserError, match=r"not those of a MiT: their names are such as \['conv1\.weight'"):
+        timm.create_model("mit_b0", pretrained=True, features_only=True, pretrained_cfg_overlay=overlay)
+
+
+def test_pretrained_weights_are_the_segformer_authors():
+    for name in DEPTHS:
+        config = timm.get_pretrained_cfg(name)
+        assert config.hf_hub_id == "nvidia/" + name.replace("_", "-")
+        assert timm.get_pretrained_cfg(f"{name}.nvidia_in1k") == config
 
 
 def transformers_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -9,7 +9,8 @@ import torch
 from icda.errors import UserError
 from icda.models import build_model, create_encoder
 
-SMALL = {"head_options": {"channels": 16}, "dar_options": {"mlp_ratio": 1}}
+HEAD = {"head_options": {"channels": 16}}
+SMALL = {**HEAD, "dar_options": {"mlp_ratio": 1}}
 
 
 @pytest.mark.parametrize("size", [(64, 64), (65, 97), (5, 7), (33, 200)])
@@ -52,23 +53,41 @@ def test_other_encoders_are_refused_in_one_line(name, message):
     assert "\n" not in str(caught.value)
 
 
-def test_weights(tmp_path):
-    with pytest.raises(UserError, match="is no file"):
-        create_encoder("mit_b0", weights=str(tmp_path / "mit_b0.pth"))
-    broken = tmp_path / "broken.pth"
-    broken.write_text("<html>")
-    with pytest.raises(UserError, match="cannot be read as weights"):
-        create_encoder("mit_b0", weights=str(broken))
-    torch.save(timm.create_model("resnet18").state_dict(), broken)
-    with pytest.raises(UserError, match=r"are not weights of mit_b0: \d+ of \d+ entries are missing"):
-        create_encoder("mit_b0", weights=str(broken))
-    torch.save(timm.create_model("mit_b1").state_dict(), broken)
-    with pytest.raises(UserError, match=r"have another size"):
-        create_encoder("mit_b0", weights=str(broken))
+def test_normalisation_is_that_of_the_tag():
+    """The same network was trained with two normalisations: timm's weights "aa" with ImageNet's, "ap" with 0.5."""
+    for tag, mean, std in (("aa", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), ("ap", [0.5] * 3, [0.5] * 3)):
+        model = build_model(f"tf_efficientnet_b0.{tag}_in1k", 5, with_dar=False, **HEAD)
+        assert model.mean.tolist() == pytest.approx(mean) and model.std.tolist() == pytest.approx(std)
+
+
+def test_weights_of_a_file(tmp_path):
     donor = timm.create_model("mit_b0")
     torch.save(donor.state_dict(), tmp_path / "mit_b0.pth")
     encoder = create_encoder("mit_b0", weights=str(tmp_path / "mit_b0.pth"))
-    torch.testing.assert_close(encoder.patch_embed.proj.weight, donor.patch_embed.proj.weight)
+    torch.testing.assert_close(encoder.patch_embed.proj.weight, donor.patch_embed.proj.weight, rtol=0, atol=0)
+
+
+def test_files_that_do_not_fit(tmp_path):
+    path = tmp_path / "other.pth"
+    for content in (
+        None,
+        "<html>",
+        timm.create_model("resnet18").state_dict(),
+        timm.create_model("mit_b1").state_dict(),
+    ):
+        if isinstance(content, str):
+            path.write_text(content)
+        elif content is not None:
+            torch.save(content, path)
+        with pytest.raises(UserError, match=rf"model\.encoder\.weights={path}") as caught:
+            create_encoder("mit_b0", weights=str(path))
+        assert "\n" not in str(caught.value)
+
+
+def test_random_weights_are_random():
+    torch.manual_seed(0)
+    first, second = (create_encoder("mit_b0", weights="none").patch_embed.proj.weight for _ in range(2))
+    assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "tf_efficientnet_lite0"])

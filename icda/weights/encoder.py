@@ -1,0 +1,272 @@
+"""Encoders filled from weights files: MiT in every layout and container, other timm models under timm's names."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from icda.errors import UserError
+from icda.weights.files import read_weights, tensors_of
+from icda.weights.fill import fill, set_normalisation
+from icda.weights.layouts import (
+    DEPTHS,
+    NORM_EPS,
+    belongs,
+    encoders_in,
+    eps_remark,
+    shapes_of,
+    some,
+    to_timm,
+    variant_of,
+)
+
+_LOG = logging.getLogger(__name__)
+
+# What wraps a whole model's names: parallel training, compilation, DAFormer's and Lightning's "model".
+WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|model\.)+")
+
+# Prefixes of the encoder that a checkpoint was trained for; teachers and frozen copies have others.
+_STUDENT = re.compile(
+    r"(?:module\.|_orig_mod\.|model\.)*(?:backbone\.|segformer\.|encoder\.)?(?:module\.|_orig_mod\.)*"
+)
+
+# What checkpoints hold beside the trained network, below WRAPPERS: copies of it, alignment, metrics, counters.
+TRAINING_STATE = re.compile(
+    r"(?:m|ema|imnet|alignment)_\w+\..*"  # mean teachers, frozen ImageNet encoders, Refign's alignment network
+    r"|(?:valid|val|test|train)_metrics\..*|loss\..*|data_preprocessor\..*"
+    r"|epoch|iter|global_step"
+)
+
+# What trained networks have beside the encoder, below WRAPPERS.
+_BESIDE = re.compile(
+    r"(?:head|decode_head|auxiliary_head|classifier|segmentation_head|decoder|dat|dar|hrda_scale_attention)\..*"
+    r"|mean|std|.*\.num_batches_tracked"
+)
+_WEIGHT = re.compile(r"(?:^|\.)(?:weight|bias|running_mean|running_var)$")
+_CLASSIFIER = re.compile(r"(?:head|classifier)\.(?:weight|bias)")  # of the ImageNet files, below the encoder's prefix
+
+
+@dataclass(frozen=True)
+class EncoderWeights:
+    """The weights of a MiT and what was beside them.
+
+    Attributes:
+        state: Names of ``MixTransformer`` (``patch_embed.``, ``stages.0.blocks.0.``), float32, complete.
+        variant: ``mit_b0`` .. ``mit_b5``.
+        layout: The file's, one of ``icda.weights.layouts.LAYOUTS``.
+        unused: Names of the file's other entries, all of them known: heads, teachers, alignment, counters.
+    """
+
+    state: dict[str, Tensor]
+    variant: str
+    layout: str
+    unused: tuple[str, ...]
+
+
+def as_float32(state: Mapping[str, Tensor], called: str) -> dict[str, Tensor]:
+    """Floating-point tensors of any precision in float32, others as they are.
+
+    Args:
+        state: Tensors by name.
+        called: What messages call their source.
+
+    Raises:
+        UserError: If a value is not a number or infinite, or weights are whole numbers (quantised); the message
+            names the entries.
+    """
+    if odd := [n for n, value in state.items() if _WEIGHT.search(n) and not value.is_floating_point()]:
+        raise UserError(
+            f"{called} holds no weights to compute with: {odd[0]} is {state[odd[0]].dtype}, expected floating-point "
+            "numbers; give the file before it was quantised"
+        )
+    result = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    if broken := [name for name, value in result.items() if not value.isfinite().all()]:
+        raise UserError(
+            f"{called} has weights that are not finite numbers (NaN or infinite): {some(broken)}; the file is "
+            "damaged or its training diverged, give another"
+        )
+    return result
+
+
+def encoder_weights(tensors: Mapping[str, Tensor], called: str) -> EncoderWeights:
+    """The MiT encoder among the tensors of a checkpoint; of several, the trained one.
+
+    Args:
+        tensors: Entries under the names of any known container.
+        called: What messages call their source.
+
+    Raises:
+        UserError: See ``read_encoder``.
+    """
+    prefix, layout = _pick(tensors, called)
+    own: dict[str, Tensor] = {}
+    unused: list[str] = []
+    unknown: list[str] = []
+    for name, value in tensors.items():
+        inner = name.removeprefix(prefix) if name.startswith(prefix) else ""
+        inner = re.sub(r"^stages_(\d)\.", r"stages.\1.", inner) if layout == "timm" else inner
+        if belongs(inner, layout):
+            own[inner] = value
+        elif _CLASSIFIER.fullmatch(inner) or _is_known(name):
+            unused.append(name)
+        else:
+            unknown.append(name)
+    if unknown:
+        raise UserError(
+            f"{called} has entries that belong neither to a MiT in the layout {layout} nor to a known checkpoint "
+            f"around it: {some(unknown)}; give an unchanged file of MiT weights"
+        )
+    state = to_timm(own, layout)
+    try:
+        variant = variant_of(state)
+    except ValueError as error:
+        raise UserError(f"{called} does not hold the weights of a whole MiT: {error}") from None
+    _check(state, shapes_of(variant), called, variant)
+    return EncoderWeights(as_float32(state, called), variant, layout, tuple(unused))
+
+
+def _is_known(name: str) -> bool:
+    """Whether an entry is one of those that checkpoints hold beside the encoder."""
+    name = WRAPPERS.sub("", name)
+    return bool(_BESIDE.fullmatch(name) or TRAINING_STATE.fullmatch(name))
+
+
+def _pick(tensors: Mapping[str, Tensor], called: str) -> tuple[str, str]:
+    """Prefix and layout of the encoder to read."""
+    found = encoders_in(tensors)
+    trained = [prefix for prefix in found if _STUDENT.fullmatch(prefix)]
+    if len(trained) == 1:
+        return trained[0], found[trained[0]]
+    if trained:
+        raise UserError(f"{called} holds {len(trained)} MiT encoders ({', '.join(trained)}); give a file of one")
+    if found:
+        raise UserError(
+            f"{called} holds a MiT only under {', '.join(found)}, which is no trained encoder's name; expected its "
+            "entries bare or under backbone., segformer. or encoder."
+        )
+    raise UserError(
+        f"{called} holds no MiT encoder: none of its {len(tensors)} entries, such as "
+        f"{', '.join(list(tensors)[:3]) or 'none'}, is a first patch embedding (patch_embed1., layers.0.0., "
+        "encoder.patch_embeddings.0.); give weights of mit_b0 .. mit_b5"
+    )
+
+
+def _check(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], called: str, name: str) -> None:
+    """Refuse weights that lack an entry of a model, or have it in another size."""
+    missing = [n for n in expected if n not in state and not n.endswith("num_batches_tracked")]
+    wrong = [n for n in expected if n in state and tuple(state[n].shape) != tuple(expected[n])]
+    if missing or wrong:
+        example = (
+            f"{wrong[0]} is {tuple(state[wrong[0]].shape)}, expected {tuple(expected[wrong[0]])}"
+            if wrong
+            else f"missing are {some(missing)}"
+        )
+        raise UserError(
+            f"{called} are not weights of {name}: {len(missing)} of {len(expected)} entries are missing and "
+            f"{len(wrong)} have another size; {example}; give a whole file of {name}"
+        )
+
+
+def read_encoder(path: str | Path) -> EncoderWeights:
+    """The MiT encoder of any file or folder that is known to hold one.
+
+    These are: the SegFormer authors' ImageNet files (``mit_b*.pth``) and segmentation checkpoints, DAFormer's, HRDA's
+    and MIC's checkpoints, Refign's and the published ICDA's (the student's encoder is taken), MMSegmentation's,
+    Hugging Face files and folders (of transformers 4 and 5), and checkpoints of this project.
+
+    Args:
+        path: A file (``.pth``, ``.ckpt``, ``.bin``, ``.safetensors``) or a folder as transformers writes it.
+
+    Returns:
+        The weights, complete and in float32. How the layout's own implementation differs in the eps of its norms is
+        said by ``icda.weights.layouts.eps_remark``.
+
+    Raises:
+        UserError: If it cannot be read, holds no MiT, lacks weights or has more, of any size, than a MiT has, has
+            entries that are not known, or values that are not finite.
+    """
+    return encoder_weights(tensors_of(read_weights(path), str(path)), str(path))
+
+
+def fill_encoder(encoder: nn.Module, name: str, path: str | Path) -> None:
+    """Fill a timm encoder from a file; a file that does not fit whole is refused.
+
+    Args:
+        encoder: The model that ``timm.create_model(name, features_only=True)`` made; or the whole model.
+        name: Its name in timm. For a MiT any file that ``read_encoder`` knows; for another model a file under timm's
+            names, of the whole model (its classifier is dropped) or of the feature extractor, or a checkpoint of
+            this project.
+        path: The file or folder. The normalisation that a checkpoint of this project holds is taken, too.
+
+    Raises:
+        UserError: If it cannot be read, lacks weights, has them in other sizes or of another model, or has entries
+            that are not known.
+    """
+    called = f"model.encoder.weights={path}"
+    tensors = tensors_of(read_weights(path, called), called)
+    if name.split(".")[0] in DEPTHS:
+        weights = encoder_weights(tensors, called)
+        if weights.variant != name.split(".")[0]:
+            raise UserError(
+                f"{called}: the weights are those of {weights.variant}, model.encoder.name is {name}; give a file of "
+                f"{name}, or model.encoder.name={weights.variant}"
+            )
+        if NORM_EPS[weights.layout] != NORM_EPS["timm"]:
+            _LOG.info("%s: %s", called, eps_remark(weights.layout))
+        state = weights.state
+    else:
+        state = as_float32(_of_timm(tensors, name, encoder, called), called)
+    fill(encoder, state, f"{called} are not weights of {name}", f"give a file of {name}")
+    if {"mean", "std"} <= tensors.keys():  # of a checkpoint of ours, whose encoder may want other inputs than timm's
+        set_normalisation(encoder, tensors["mean"].tolist(), tensors["std"].tolist())
+
+
+def _of_timm(tensors: Mapping[str, Tensor], name: str, encoder: nn.Module, called: str) -> dict[str, Tensor]:
+    """The entries of a file under timm's names, without any prefix; ones that the model does not have are refused."""
+    own = set(encoder.state_dict())
+    prefix = re.compile(r"^(?:module\.|_orig_mod\.)+")
+    state = {prefix.sub("", given): value for given, value in tensors.items()}
+    if any(n.startswith("encoder.") for n in state) and not any(n.startswith("encoder.") for n in own):
+        inside = {n: value for n, value in state.items() if not _is_known(n)}  # a checkpoint of ours
+        state = {n.removeprefix("encoder."): value for n, value in inside.items()}
+    whole = _entries_of(name)
+    state = {n if n in own or n in whole else n.removeprefix("model."): value for n, value in state.items()}
+    unknown = [n for n in state if not (n in own or n in whole or n.endswith("num_batches_tracked"))]
+    if unknown:
+        raise UserError(
+            f"{called} are not weights of {name}: there are entries that it does not have, {some(unknown)}; give a "
+            f"file of {name} under timm's names"
+        )
+    return state
+
+
+def _entries_of(name: str) -> set[str]:
+    """Names of all entries of a whole timm model, its classifier included."""
+    try:
+        with torch.device("meta"):
+            return set(timm.create_model(name, pretrained=False).state_dict())
+    except (NotImplementedError, RuntimeError):  # models whose constructor computes with values
+        return set(timm.create_model(name, pretrained=False).state_dict())
+
+
+def set_norm_eps(encoder: nn.Module, layout: str) -> None:
+    """Give a MiT the eps that another implementation has in its layer norms.
+
+    Args:
+        encoder: A ``MixTransformer`` or its feature extractor; changed in place.
+        layout: Whose eps, one of ``icda.weights.layouts.LAYOUTS``.
+    """
+    eps = NORM_EPS[layout]
+    for name, module in encoder.named_modules():
+        if isinstance(module, nn.LayerNorm):
+            if name.endswith(("patch_embed.norm", "downsample.norm")):
+                module.eps = eps.patch_embed
+            else:
+                module.eps = eps.reduction if name.endswith("attn.norm") else eps.block
