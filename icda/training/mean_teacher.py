@@ -9,6 +9,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
+def use_batch_statistics(module: nn.Module) -> None:
+    """Put batch norm on the statistics of the batch at hand, and everything else in evaluation mode."""
+    for part in module.modules():
+        part.training = isinstance(part, _BatchNorm)
+
+
 class MeanTeacher(nn.Module):
     """Exponential moving average of a model's parameters.
 
@@ -32,8 +38,7 @@ class MeanTeacher(nn.Module):
     def train(self, mode: bool = True) -> MeanTeacher:
         """Batch norm on batch statistics and everything else in evaluation mode, for either ``mode``."""
         super().train(mode)
-        for module in self.model.modules():
-            module.training = isinstance(module, _BatchNorm)
+        use_batch_statistics(self.model)
         return self
 
     def decay(self, step: int) -> float:

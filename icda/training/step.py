@@ -15,7 +15,7 @@ from icda.data.classes import ClassSet
 from icda.models import PCA, SegmentationModel
 from icda.training.dacs import DacsDraws, PseudoLabel, draw_dacs, mix, pseudo_label
 from icda.training.losses import cross_entropy, feature_distance, thing_cells
-from icda.training.mean_teacher import MeanTeacher
+from icda.training.mean_teacher import MeanTeacher, use_batch_statistics
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ class TrainStep(nn.Module):
         self.teacher = MeanTeacher(student, teacher_momentum) if loss.needs_teacher else None
         self.frozen = None
         if loss.feature_distance and pretrained:
-            self.frozen = copy.deepcopy(student.encoder).eval().requires_grad_(False)
+            self.frozen = copy.deepcopy(student.encoder).requires_grad_(False)
+            use_batch_statistics(self.frozen)
         self.pca = (
             PCA(len(classes), loss.pca_momentum, loss.pca_tau, classes.ignore_index) if loss.needs_pca else None
         )
@@ -102,10 +103,12 @@ class TrainStep(nn.Module):
         self.border = border
 
     def train(self, mode: bool = True) -> TrainStep:
-        """Training mode for the student; the frozen encoder stays as it is."""
+        """Training mode for the student; the frozen encoder's features are the student's before its first step."""
         super().train(mode)
         if self.frozen is not None:
-            self.frozen.eval()
+            # Where an encoder has batch norm, its maps by running statistics lie far from the student's by those of
+            # the batch, and the feature distance would measure that.
+            use_batch_statistics(self.frozen)
         return self
 
     def draw(self, generator: np.random.Generator, batch: Batch) -> Draws:

@@ -26,10 +26,10 @@ TRAINS = {
 OFF = dict.fromkeys(TERMS, 0.0)
 
 
-def small_step(loss, classes=CITYSCAPES, **options) -> TrainStep:
+def small_step(loss, classes=CITYSCAPES, encoder="mit_b0", **options) -> TrainStep:
     torch.manual_seed(0)
     student = build_model(
-        "mit_b0",
+        encoder,
         len(classes),
         head_options={"channels": 16},
         dar_options={"mlp_ratio": 1},
@@ -146,9 +146,16 @@ def test_the_frozen_encoder_stays_as_it_was(loss_config):
     method = small_step(loss).train()
     before = {n: p.clone() for n, p in method.frozen.state_dict().items()}
     method(batch(loss), 0, DRAWS)
-    assert not any(m.training for m in method.frozen.modules())
+    assert not any(m.training for m in method.frozen.modules())  # it has no batch norm
     for name, value in method.frozen.state_dict().items():
         torch.testing.assert_close(value, before[name])
+
+
+def test_the_feature_distance_starts_at_zero_also_with_batch_norm_in_the_encoder(loss_config):
+    loss = loss_config()
+    method = small_step(loss, encoder="test_efficientnet")
+    assert any(isinstance(m, torch.nn.BatchNorm2d) for m in method.student.encoder.modules())
+    assert method(batch(loss), 0, DRAWS)["feature_distance"] == 0
 
 
 def test_heads_of_other_label_spaces(loss_config):
