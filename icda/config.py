@@ -188,6 +188,7 @@ class TrainConfig:
     overlap: str
     device: str
     workers: int
+    init: str | None
     resume: str | None
     panels: int
     progress: bool

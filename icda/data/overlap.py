@@ -54,6 +54,12 @@ def record_frames(trained: Iterable[SegmentationDataset]) -> dict[str, list[str]
     return {name: sorted(own) for name, own in found.items() if own}
 
 
+def merged_frames(*several: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
+    """Several records of :func:`record_frames` as one, as for a run that starts from another's weights."""
+    names = sorted({name for one in several for name in one})
+    return {name: sorted({frame for one in several for frame in one.get(name, ())}) for name in names}
+
+
 def find_overlaps(
     trained: Sequence[SegmentationDataset] | Mapping[str, Iterable[str]], scored: Mapping[str, SegmentationDataset]
 ) -> list[Overlap]:

@@ -59,7 +59,15 @@ def with_data(
         chosen: A ``dataset`` group that takes the place of the training's; None leaves that.
         data_dir: Takes the place of the training's; ``prepared_dir`` then follows, unless it is given.
         prepared_dir: Takes the place of the training's.
+
+    Raises:
+        UserError: If neither names a data set, as with a published checkpoint.
     """
+    if chosen is None and OmegaConf.select(training, "dataset.name") is None:
+        raise UserError(
+            "a published checkpoint does not name the data set it was trained with; give one, such as "
+            "dataset=darkzurich data_dir=FOLDER"
+        )
     composed = training.copy()
     with open_dict(composed):
         if data_dir is not None:

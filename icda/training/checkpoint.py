@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,18 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from icda.config import ModelConfig, build_group
-from icda.data.classes import ClassSet
+from icda.data.classes import CITYSCAPES, ClassSet
 from icda.errors import UserError
+from icda.interop import is_published, load_published, read_published
 from icda.models import SegmentationModel, build_model
+from icda.weights.files import read_weights
 
-FORMAT = 1
-CONTENT = frozenset({"config", "classes", "step", "student", "teacher"})  # what every checkpoint holds
+FORMAT = 2  # 1: without metrics and versions
+CONTENT = frozenset({"config", "classes", "step", "student", "teacher"})  # what a checkpoint of any format holds
+LIBRARIES = ("icda", "torch", "torchvision", "timm", "numpy")
+
+_EXPECTED = "expected one that scripts/train.py wrote, such as runs/.../checkpoints/best.pt"
+_PUBLISHED_SIZE = (540, 960)  # at which the published code enters night images (method section 9)
 
 
 def build_student(
@@ -65,32 +74,67 @@ def save(path: Path, content: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint written by ``save``.
+def find(path: str | Path, last: bool = False) -> Path:
+    """The file that a setting such as ``ckpt`` means: a checkpoint itself, or the best or else the last of a run.
+
+    Args:
+        path: A file, a run's folder, or its ``checkpoints`` folder.
+        last: Whether a run's last is wanted and no other, as for going on with it.
 
     Raises:
-        UserError: If there is no such file, or it is not a checkpoint of this project.
+        UserError: If a folder holds no checkpoint, or several runs.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}; give a file such as runs/.../checkpoints/best.pt")
-    expected = "expected one that scripts/train.py wrote, such as runs/.../checkpoints/best.pt"
-    try:
-        content = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch.load raises what the file's bytes make it raise
-        reason = " ".join(str(error).split())[:120]
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return path
+    names = ("last.pt",) if last else ("best.pt", "last.pt")
+    candidates = [path / below / name for name in names for below in ("checkpoints", ".")]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    if runs := sorted(run.parents[1] for run in path.glob("*/checkpoints/best.pt")):
+        raise UserError(f"{path} holds {len(runs)} runs; give one of them, such as {runs[0]}")
+    looked_for = " and ".join(f"checkpoints/{name}" for name in names)
+    raise UserError(f"{path} is a folder without {looked_for}; give a run's folder, or the path of a checkpoint")
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint of icda, of any format (see ``upgraded``), or of the published ICDA, as it is.
+
+    Args:
+        path: See ``find``.
+
+    Raises:
+        UserError: If there is no such file, or it is neither.
+    """
+    path = find(path)
+    content = read_weights(path)
+    if "format" in content:
+        return upgraded(content, path)
+    if is_published(content):
+        return content
+    what = f"its entries are {', '.join(map(str, list(content)[:3]))}" if content else "it is empty"
+    raise UserError(
+        f"{path} is neither a checkpoint of icda nor one of the published ICDA ({what}); {_EXPECTED}; weights of an "
+        "encoder alone are for training, as model.encoder.weights=PATH"
+    )
+
+
+def upgraded(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The content of a checkpoint of an earlier format in today's.
+
+    Raises:
+        UserError: If the format is a later one, or something is missing.
+    """
+    number = content["format"]
+    if number not in range(1, FORMAT + 1):
         raise UserError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {reason}); {expected}"
-        ) from error
-    if not isinstance(content, dict) or "format" not in content:
-        raise UserError(f"{path} is not a checkpoint of icda; {expected}")
-    if content["format"] != FORMAT:
-        raise UserError(
-            f"{path} has format {content['format']}, this version of icda reads {FORMAT}; use its version"
+            f"{path} has format {number}, this version of icda reads 1 to {FORMAT}; open it with the version of icda "
+            "that wrote it, or a later one"
         )
     if lacking := sorted(CONTENT - set(content)):
-        raise UserError(f"{path} is not a whole checkpoint, it lacks {', '.join(lacking)}; {expected}")
-    return content
+        raise UserError(f"{path} is not a whole checkpoint, it lacks {', '.join(lacking)}; {_EXPECTED}")
+    return {"metrics": None, "versions": {}, "trained_frames": {}, **content, "format": FORMAT}
 
 
 def content_of(
@@ -100,17 +144,37 @@ def content_of(
     teacher: SegmentationModel | None,
     step: int,
     trained_frames: dict[str, list[str]],
+    metrics: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """What every checkpoint holds, for ``save``: configuration, classes, step, the weights of both models, and the
-    drive frames that were trained on (``icda.data.overlap``), so that scoring can tell what it saw."""
+    """What every checkpoint holds, for ``save``.
+
+    Args:
+        cfg: The composed configuration.
+        classes: The label space.
+        student: Its buffers ``mean`` and ``std`` are the normalisation that its images need.
+        teacher: The mean teacher, or None.
+        step: Training steps done.
+        trained_frames: The drive frames that were trained on (``icda.data.overlap``), so that scoring can tell what
+            the model saw.
+        metrics: The last validation's step, scores and set; None before the first.
+    """
     return {
         "config": OmegaConf.to_container(cfg, resolve=False),
         "classes": {**asdict(classes), "palette": [list(color) for color in classes.palette]},
         "step": step,
+        "metrics": metrics,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
         "trained_frames": trained_frames,
         "student": student.state_dict(),
         "teacher": None if teacher is None else teacher.state_dict(),
     }
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # icda itself, where it runs from its folder without being installed
+        return "not installed"
 
 
 @dataclass(frozen=True)
@@ -120,52 +184,72 @@ class Trained:
     Attributes:
         model: In evaluation mode.
         classes: Its label space.
-        config: The composed configuration of its training, not resolved.
-        step: Steps it was trained for.
+        config: The composed configuration of its training, not resolved; of a published model, what is known of it.
+        step: Steps it was trained for; None where the file does not say.
         trained_frames: Drive frames that it was trained on, by the name of the data set (``icda.data.overlap``).
     """
 
     model: SegmentationModel
     classes: ClassSet
     config: DictConfig
-    step: int
+    step: int | None
     trained_frames: dict[str, list[str]]
 
 
 def load_trained(path: str | Path, device: torch.device | str = "cpu", teacher: bool = False) -> Trained:
-    """The model of a checkpoint.
+    """The model of a checkpoint of icda or of the published ICDA.
 
     Args:
-        path: A checkpoint of this project.
+        path: A checkpoint file, or a run's folder, of which the best checkpoint is taken.
         device: Where the model goes.
         teacher: Whether to take the mean teacher instead of the student.
 
     Raises:
         UserError: If the file is not such a checkpoint, or holds no teacher.
     """
-    content = read(path, device)
+    path = find(path)
+    content = read_file(path)
+    if "format" not in content:
+        return _load_published(content, path, device, teacher)
     state: dict[str, Tensor] | None = content["teacher" if teacher else "student"]
     if state is None:
         raise UserError(f"{path} holds no mean teacher, since none was trained; use teacher=false")
+    classes = class_set(content)
+    config = OmegaConf.create(content["config"])
+    with_dar = any(name.startswith("dar.") for name in state)
+    model = build_student(typed_model_config(config), len(classes), with_dar, pretrained=False)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the weights in {path} do not fit the model in its configuration: {reason}") from error
+    return Trained(model.to(device).eval(), classes, config, content["step"], content["trained_frames"])
+
+
+def _load_published(content: dict[str, Any], path: Path, device: torch.device | str, teacher: bool) -> Trained:
+    """A published checkpoint, whose configuration and classes are those that it was published with."""
+    published = read_published(content, str(path))
+    if published.num_classes != len(CITYSCAPES):
+        raise UserError(
+            f"{path} has a head of {published.num_classes} classes, expected the {len(CITYSCAPES)} of "
+            f"{CITYSCAPES.name} that the published ICDA has; such a file does not name its classes: start a training "
+            "from it with init=PATH, or read it with icda.interop.load_published"
+        )
+    model = load_published(content, len(CITYSCAPES), teacher=teacher, name=str(path))
+    config = OmegaConf.create({"data_dir": "data", "dataset": {"name": None, "val": {"size": list(_PUBLISHED_SIZE)}}})
+    return Trained(model.to(device).eval(), CITYSCAPES, config, published.step, {})
+
+
+def class_set(content: Mapping[str, Any]) -> ClassSet:
+    """The label space of a checkpoint of icda."""
     classes = dict(content["classes"])
-    classes = ClassSet(
+    return ClassSet(
         name=classes["name"],
         names=tuple(classes["names"]),
         palette=tuple(tuple(color) for color in classes["palette"]),
         ignore_index=classes["ignore_index"],
         things=tuple(classes["things"]),
     )
-    config = OmegaConf.create(content["config"])
-    model_config = typed_model_config(config)
-    with_dar = any(name.startswith("dar.") for name in state)
-    model = build_student(model_config, len(classes), with_dar, pretrained=False)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the weights in {path} do not fit the model in its configuration: {reason}") from error
-    frames = content.get("trained_frames", {})  # checkpoints of earlier versions do not say
-    return Trained(model.to(device).eval(), classes, config, content["step"], frames)
 
 
 def typed_model_config(config: DictConfig) -> ModelConfig:

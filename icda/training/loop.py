@@ -23,6 +23,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from icda.config import TrainConfig, validate
 from icda.data.loader import batches
+from icda.data.overlap import merged_frames
 from icda.data.setup import OpenDatasets, open_datasets, training_stream
 from icda.errors import UserError
 from icda.evaluation import evaluate
@@ -30,6 +31,7 @@ from icda.report import percent, scores, table
 from icda.training import checkpoint
 from icda.training.optimizer import build_optimizer, lr_factor, set_lr
 from icda.training.panels import Panels
+from icda.training.start import Start, read_start
 from icda.training.step import Batch, TrainStep
 
 log = logging.getLogger(__name__)
@@ -88,7 +90,8 @@ class Run:
         self.datasets: OpenDatasets = open_datasets(self.config)
         self.classes = self.datasets.source.classes
         torch.manual_seed(self.config.seed)
-        self.method = self._build_method().to(self.device)
+        start = self._find_start()
+        self.method = self._build_method(start).to(self.device)
         schedule, student = self.config.schedule, self.method.student
         self.optimizer = build_optimizer(
             student, schedule.lr, schedule.encoder_lr_factor, schedule.dar_lr_factor, schedule.weight_decay
@@ -97,33 +100,61 @@ class Run:
         self.stream = training_stream(self.config, self.datasets, mean, std)
         self.step = 0
         self.best_miou = -1.0
+        self.metrics: dict[str, Any] | None = None  # the last validation's, for the checkpoints
         self.records: list[str] = []  # lines of metrics.jsonl that a resumed run starts with
         self.seconds = 0.0  # of the run so far, earlier parts of a resumed run included
-        if self.config.resume is not None:
-            self._resume(self.config.resume)
+        earlier = {} if start is None else start.trained_frames
+        self.trained_frames = merged_frames(self.datasets.trained_frames, earlier)
+        if start is not None and start.resumes:
+            self._resume(start)
 
-    def _build_method(self) -> TrainStep:
+    def _find_start(self) -> Start | None:
+        """What ``init`` or ``resume`` names; None for a run from its configuration's own weights."""
+        config, last = self.config, self.folder / "checkpoints" / "last.pt"
+        start = None
+        if config.resume == "auto" and last.exists():
+            start = read_start(last, resumes=True)
+        elif config.resume not in (None, "auto"):
+            start = read_start(checkpoint.find(config.resume, last=True), resumes=True)
+        elif config.init is not None:
+            start = read_start(checkpoint.find(config.init), resumes=False)
+        if config.resume == "auto" and not last.exists():
+            log.info("resume=auto: no %s yet, so the run starts at step 0", last)
+        if start is not None:
+            start.check_classes(self.classes)
+        return start
+
+    def _build_method(self, start: Start | None) -> TrainStep:
+        """The method with the weights that it starts from; what ``resume`` adds to them comes later."""
         loss, weights = self.config.loss, self.config.model.encoder.weights
-        student = checkpoint.build_student(self.config.model, len(self.classes), loss.needs_dar)
-        if weights == "none":
-            name = self.config.model.encoder.name
-            mit = (
-                f"PATH, the SegFormer authors' {name}.pth"
-                if name.startswith("mit_")
-                else "timm, or the path of a file"
-            )
+        resumed = start is not None and start.resumes
+        frozen_given = start is not None and start.frozen is not None
+        # A file that has all that is needed makes that of the encoder's pretraining superfluous.
+        reads_encoder = start is None or not (resumed or frozen_given or not loss.feature_distance)
+        student = checkpoint.build_student(self.config.model, len(self.classes), loss.needs_dar, reads_encoder)
+        if weights == "none" and start is None:
             log.warning(
-                "the encoder %s starts from random weights; for pretrained ones: model.encoder.weights=%s", name, mit
+                "the encoder %s starts from random weights; for pretrained ones: model=icda_lite, or "
+                "model.encoder.weights=timm or PATH",
+                self.config.model.encoder.name,
             )
         top, bottom = self.config.dataset.pseudo_label_border
-        return TrainStep(
+        method = TrainStep(
             student,
             self.classes,
             loss,
             teacher_momentum=self.config.schedule.teacher_momentum,
             border=(top, bottom),
-            pretrained=weights != "none",
+            pretrained=frozen_given or (weights != "none" and not resumed),
         )
+        if start is not None:
+            start.fill(student, start.state_for(student), "network")
+            if method.teacher is not None:
+                state = start.state_for(student, teacher=resumed)
+                start.fill(method.teacher.model, state, "mean teacher")
+            if method.frozen is not None and start.frozen is not None:
+                start.fill(method.frozen, start.frozen, "encoder")
+        return method
 
     def train(self) -> dict[str, Any]:
         """Run the loop to its end; return what ``summary.json`` holds."""
@@ -204,6 +235,7 @@ class Run:
         matrix = evaluate(self.method.student, val, self.device, workers=config.workers, progress=config.progress)
         result = scores(matrix, self.classes)
         miou = result["miou"] or 0.0
+        self.metrics = {"step": self.step, "val": val.name, **result}
         board.add_scalar("val/miou", miou, self.step)
         for name, value in result["iou"].items():
             if value is not None:
@@ -234,7 +266,7 @@ class Run:
         method = self.method
         teacher = None if method.teacher is None else method.teacher.model
         content = checkpoint.content_of(
-            self.cfg, self.classes, method.student, teacher, self.step, self.datasets.trained_frames
+            self.cfg, self.classes, method.student, teacher, self.step, self.trained_frames, self.metrics
         )
         if name == "last":
             content["training"] = {
@@ -246,42 +278,47 @@ class Run:
             }
         checkpoint.save(self.folder / "checkpoints" / f"{name}.pt", content)
 
-    def _resume(self, source: str) -> None:
+    def _resume(self, start: Start) -> None:
         """Go on from a ``last`` checkpoint as if the run had never stopped."""
-        path = self.folder / "checkpoints" / "last.pt" if source == "auto" else Path(source)
-        if source == "auto" and not path.exists():
-            log.info("resume=auto: no %s yet, so the run starts at step 0", path)
+        method, training = self.method, start.training
+        self.step = start.known_step()
+        if training is None:
+            self._check_step(start.setting)
+            log.warning(
+                "%s is %s: its networks go on at step %d, the prototypes and the optimiser's averages start anew",
+                start.setting, start.what, self.step,
+            )  # fmt: skip
             return
-        content = checkpoint.read(path, self.device)
-        if "training" not in content:
-            raise UserError(f"resume={path} holds a model, but not the state of a run; give checkpoints/last.pt")
-        training, method = content["training"], self.method
-        pairs = (
-            (method.student, content["student"]),
-            (method.teacher and method.teacher.model, content["teacher"]),
+        parts = (
+            (method.teacher, start.teacher),
             (method.frozen, training["frozen"]),
             (method.pca, training["pca"]),
         )
         try:
-            if any((module is None) != (state is None) for module, state in pairs):
+            if any((part is None) != (state is None) for part, state in parts):
                 raise ValueError("it was trained with another loss")
-            for module, state in pairs:
-                if module is not None:
-                    module.load_state_dict(state)
+            if method.pca is not None:
+                method.pca.load_state_dict(training["pca"])
             settings = [(group["base_lr"], group["weight_decay"]) for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(training["optimizer"])
             for group, (base_lr, decay) in zip(self.optimizer.param_groups, settings, strict=True):
                 group.update(base_lr=base_lr, weight_decay=decay)  # the configuration's, not the checkpoint's
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"resume={path} does not fit this configuration: {reason}; give the run's own") from error
-        self.step, self.best_miou, self.seconds = content["step"], training["best_miou"], training["seconds"]
+            raise UserError(
+                f"{start.setting} does not fit this configuration: {reason}; give the run's own"
+            ) from error
+        self._check_step(start.setting)
+        self.best_miou, self.seconds, self.metrics = training["best_miou"], training["seconds"], start.metrics
+        self._adopt(start.path.resolve().parents[1])
+
+    def _check_step(self, setting: str) -> None:
+        """Refuse to go on from beyond the end."""
         if self.step > self.config.schedule.max_steps:
             raise UserError(
-                f"resume={path} is at step {self.step}, past schedule.max_steps={self.config.schedule.max_steps}; "
+                f"{setting} is at step {self.step}, past schedule.max_steps={self.config.schedule.max_steps}; "
                 "raise it"
             )
-        self._adopt(path.resolve().parents[1])
 
     def _adopt(self, earlier: Path) -> None:
         """Take over what a resumed run left in its folder: validations so far and, in another folder, its best."""

@@ -14,7 +14,7 @@ from icda.training import checkpoint
 def test_round_trip(tmp_path):
     path = tmp_path / "new" / "last.pt"
     checkpoint.save(path, whole(x=torch.arange(3), name="a"))
-    content = checkpoint.read(path)
+    content = checkpoint.read_file(path)
     assert content["x"].tolist() == [0, 1, 2] and content["name"] == "a"
     assert [p.name for p in path.parent.iterdir()] == ["last.pt"]
 
@@ -30,7 +30,7 @@ def test_a_failed_write_leaves_the_old_one(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(OSError, match="No space"):
         checkpoint.save(path, whole(x=2))
-    assert checkpoint.read(path)["x"] == 1
+    assert checkpoint.read_file(path)["x"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
 
 
@@ -47,24 +47,24 @@ def test_other_files(tmp_path):
     intact = tmp_path / "whole.pt"
     checkpoint.save(intact, whole(x=torch.zeros(1000)))
     files = {
-        "page.pt": b"<html>404</html>",
-        "empty.pt": b"",
-        "torn.pt": intact.read_bytes()[:700],
-        "evil.pt": pickle.dumps(Evil()),
+        "page.pt": (b"<html>404</html>", "is a web page"),
+        "empty.pt": (b"", "is empty"),
+        "torn.pt": (intact.read_bytes()[:700], "cut short"),
+        "evil.pt": (pickle.dumps(Evil()), r"builtins\.exec"),
     }
-    for name, data in files.items():
+    for name, (data, message) in files.items():
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(UserError, match=r"cannot be read as a checkpoint .*scripts/train\.py") as caught:
-            checkpoint.read(tmp_path / name)
+        with pytest.raises(UserError, match=message) as caught:
+            checkpoint.read_file(tmp_path / name)
         assert "\n" not in str(caught.value)
     torch.save({"state_dict": {}}, tmp_path / "other.pt")
-    with pytest.raises(UserError, match="not a checkpoint of icda"):
-        checkpoint.read(tmp_path / "other.pt")
+    with pytest.raises(UserError, match="neither a checkpoint of icda nor one of the published ICDA"):
+        checkpoint.read_file(tmp_path / "other.pt")
     torch.save({"format": 99}, tmp_path / "later.pt")
-    with pytest.raises(UserError, match="format 99, this version of icda reads 1"):
-        checkpoint.read(tmp_path / "later.pt")
+    with pytest.raises(UserError, match="format 99, this version of icda reads 1 to 2"):
+        checkpoint.read_file(tmp_path / "later.pt")
     torch.save({"format": 1, "student": {}}, tmp_path / "part.pt")
     with pytest.raises(UserError, match="lacks classes, config, step, teacher"):
-        checkpoint.read(tmp_path / "part.pt")
-    with pytest.raises(UserError, match="there is no checkpoint"):
-        checkpoint.read(tmp_path / "none.pt")
+        checkpoint.read_file(tmp_path / "part.pt")
+    with pytest.raises(UserError, match="there is no file"):
+        checkpoint.read_file(tmp_path / "none.pt")

@@ -1,0 +1,154 @@
+"""Where a run starts: checkpoints of other runs and of the published code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+
+import pytest
+import torch
+from conftest import CONF
+from hydra import compose, initialize_config_dir
+from omegaconf import open_dict
+from reference import recipe
+
+from icda.errors import UserError
+from icda.interop import load_published
+from icda.scoring import score
+from icda.training import checkpoint
+from icda.training.loop import Run, train
+
+PUBLISHED_B1 = (
+    "model=icda_daformer",
+    "model.encoder.name=mit_b1",
+    "model.head.channels=256",
+    "model.dar.mlp_ratio=4",
+    "model.encoder.weights=/no/such/file.pth",  # nothing of it is needed
+)
+
+
+@pytest.fixture(scope="module")
+def published(published_b1, tmp_path_factory):
+    """A Lightning checkpoint of the published code after 1 step: student, teacher, frozen encoder."""
+    state = dict(published_b1)
+    state |= {f"m_{n}": t + 1 if t.is_floating_point() else t for n, t in published_b1.items()}
+    backbone = {n: list(t.shape) for n, t in published_b1.items() if n.startswith("backbone.")}
+    frozen = recipe.state_dict(backbone, prefix=("backbone.", "imnet.backbone."))
+    state |= {f"imnet_{n}": t for n, t in frozen.items()}
+    path = tmp_path_factory.mktemp("published") / "ICDA.ckpt"
+    content = {"epoch": 0, "global_step": 1, "pytorch-lightning_version": "1.5.10", "state_dict": state}
+    torch.save({**content, "optimizer_states": [{"state": {}, "param_groups": []}], "lr_schedulers": []}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def own_run(demo_data, tmp_path_factory):
+    """A finished run without DAR and teacher."""
+    from conftest import TINY
+
+    folder = tmp_path_factory.mktemp("own")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", [*TINY, f"data_dir={demo_data}", "panels=0", "loss=source_only"])
+    train(cfg, folder)
+    return folder
+
+
+def equal(module: torch.nn.Module, state: dict[str, torch.Tensor]) -> bool:
+    own = module.state_dict()
+    return own.keys() == dict(state).keys() and all(torch.equal(own[n], state[n]) for n in own)
+
+
+def test_a_new_run_from_a_published_checkpoint(compose_train, published, published_b1, tmp_path):
+    run = Run(compose_train(*PUBLISHED_B1, f"init={published}"), tmp_path)
+    expected = load_published(published_b1).state_dict()
+    assert run.step == 0
+    assert equal(run.method.student, expected) and equal(run.method.teacher.model, expected)
+    weight = run.method.frozen.state_dict()["patch_embed.proj.weight"]
+    torch.testing.assert_close(weight, recipe.weight("imnet.backbone.patch_embed1.proj.weight", weight.shape))
+    assert run.train()["steps"] == 2
+
+
+def test_going_on_with_a_published_checkpoint(compose_train, published, published_b1, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        run = Run(compose_train(*PUBLISHED_B1, f"resume={published}"), tmp_path)
+    assert "a published mit_b1" in caplog.text and "go on at step 1" in caplog.text
+    assert run.step == 1 and not run.optimizer.state
+    assert equal(run.method.student, load_published(published_b1).state_dict())
+    assert equal(run.method.teacher.model, load_published(str(published), teacher=True).state_dict())
+    with pytest.raises(UserError, match=r"is at step 1, past schedule\.max_steps=0|max_steps"):
+        Run(compose_train(*PUBLISHED_B1, f"resume={published}", "schedule.max_steps=0"), tmp_path)
+
+
+def test_a_bare_state_dict_has_no_step_to_go_on_from(compose_train, published_b1, tmp_path):
+    path = tmp_path / "bare.pth"
+    torch.save(published_b1, path)
+    with pytest.raises(UserError, match=rf"does not say at which step .*init={path}"):
+        Run(compose_train(*PUBLISHED_B1, f"resume={path}"), tmp_path)
+    assert Run(compose_train(*PUBLISHED_B1, f"init={path}", "loss.feature_distance=0"), tmp_path).step == 0
+
+
+def test_scoring_a_published_checkpoint(compose_train, published, published_b1, demo_data, tmp_path):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        settings = [f"ckpt={published}", f"data_dir={demo_data}", "device=cpu", "workers=0", "progress=false"]
+        cfg = compose("eval", [*settings, "dataset=demo"])
+        without = compose("eval", settings)
+    with open_dict(cfg):
+        cfg.dataset.prepare = None
+        cfg.dataset.val.size = [64, 128]
+    result = score(cfg, tmp_path)
+    assert result["step"] == 1 and 0 <= result["sets"]["val"]["miou"] < 1
+    with pytest.raises(UserError, match=r"does not name the data set.*dataset=darkzurich"):
+        score(without, tmp_path)
+
+
+def test_a_run_from_another_run_without_dar(compose_train, own_run, tmp_path, caplog):
+    cfg = compose_train(f"init={own_run}", "panels=0")
+    with caplog.at_level(logging.WARNING):
+        run = Run(cfg, tmp_path)
+    assert "has no DAR; it starts anew" in caplog.text
+    source = checkpoint.read_file(own_run / "checkpoints" / "best.pt")["student"]
+    own = run.method.student.state_dict()
+    assert all(torch.equal(own[n], t) for n, t in source.items()) and len(own) > len(source)
+    assert run.step == 0 and run.method.frozen is None  # its encoder was never pretrained
+    first = torch.load(own_run / "checkpoints" / "best.pt", weights_only=True)["trained_frames"]
+    assert run.trained_frames.keys() >= first.keys()
+
+
+def test_a_dar_that_is_not_needed_is_left_out(compose_train, published, tmp_path):
+    run = Run(compose_train(*PUBLISHED_B1, f"init={published}", "loss=source_only"), tmp_path)
+    assert run.method.student.dar is None
+
+
+def test_the_first_start_from_init_the_next_from_the_run_itself(compose_train, own_run, tmp_path):
+    settings = [f"init={own_run}", "resume=auto", "loss=source_only", "panels=0"]
+    assert Run(compose_train(*settings), tmp_path).step == 0
+    train(compose_train(*settings), tmp_path)
+    assert Run(compose_train(*settings), tmp_path).step == 2
+    shutil.copytree(tmp_path / "checkpoints", tmp_path / "moved" / "checkpoints")
+    assert Run(compose_train("loss=source_only", f"resume={tmp_path / 'moved'}"), tmp_path / "new").step == 2
+
+
+def test_what_does_not_fit_is_said(compose_train, own_run, published, tmp_path):
+    with pytest.raises(UserError, match=r"init=.* is a published mit_b1 .* does not fit") as caught:
+        Run(compose_train(f"init={published}"), tmp_path)
+    assert "\n" not in str(caught.value)
+    (other := tmp_path / "other").mkdir()
+    content = torch.load(own_run / "checkpoints" / "last.pt", weights_only=True)
+    content["classes"]["names"] = ["tree", *content["classes"]["names"][1:]]
+    torch.save(content, other / "last.pt")
+    with pytest.raises(
+        UserError, match=r"which have other names; for its encoder alone give model\.encoder\.weights="
+    ):
+        Run(compose_train(f"init={other}"), tmp_path)
+    with pytest.raises(UserError, match="folder without checkpoints"):
+        Run(compose_train(f"init={tmp_path}"), tmp_path)
+
+
+def test_metrics_and_versions_are_in_the_file(own_run):
+    content = torch.load(own_run / "checkpoints" / "best.pt", weights_only=True)
+    line = json.loads((own_run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert content["format"] == checkpoint.FORMAT
+    assert content["metrics"]["step"] == 2 and content["metrics"]["miou"] == line["miou"]
+    assert content["metrics"]["val"] == "Dark Zurich val"
+    assert content["versions"]["torch"] == torch.__version__.split("+")[0]
