@@ -1,8 +1,52 @@
 """Night-time semantic segmentation without night labels: ICDA (IJCAI 2023) in plain PyTorch.
 
-Importing this package registers the MiT encoders with timm: ``timm.create_model("mit_b5", features_only=True)``.
+Importing this package alone loads neither PyTorch nor timm. Importing ``icda.models`` registers the MiT encoders with
+timm: ``timm.create_model("mit_b5", features_only=True)``.
 """
 
-from icda import models as models
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from icda.predictor import Predictor
 
 __version__ = "0.1.0"
+
+
+def load(
+    path: str | PathLike[str], device: str = "auto", teacher: bool = False, size: str | Sequence[int] | None = None
+) -> Predictor:
+    """A trained network, ready to segment pictures.
+
+    Example:
+        >>> import icda
+        >>> from icda.data.io import read_image
+        >>> predictor = icda.load("runs/mine", device="cpu")
+        >>> image = read_image("photo.jpg")  # or any RGB array (H, W, 3) uint8; OpenCV's are BGR: image[:, :, ::-1]
+        >>> labels = predictor.predict(image)  # train ids
+        >>> labels.dtype, labels.shape == image.shape[:2]
+        (dtype('uint8'), True)
+        >>> predictor.classes.names[10], predictor.classes.palette[10]
+        ('sky', (70, 130, 180))
+        >>> predictor.overlay(image, labels).shape == image.shape
+        True
+
+    Args:
+        path: The folder of a training run, a checkpoint of one, or a published checkpoint.
+        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, or ``cuda:1``.
+        teacher: Whether to take the mean teacher instead of the student.
+        size: At which pictures enter the network: ``auto`` or None (the area of the training's validation images, in
+            the picture's own shape), ``original``, or height and width in pixels.
+
+    Raises:
+        UserError: If there is no such checkpoint, it cannot be read, holds no teacher, or a setting is not known.
+    """
+    # Imported here, for these take seconds.
+    from icda.predictor import Predictor
+    from icda.training.checkpoint import load_trained
+    from icda.training.loop import pick_device
+
+    return Predictor(load_trained(path, pick_device(str(device)), teacher), size)

@@ -1,5 +1,5 @@
 """Segmenting pictures, videos and test splits with a trained network."""
 
-from icda.prediction.run import predict, predict_image
+from icda.prediction.run import predict
 
-__all__ = ["predict", "predict_image"]
+__all__ = ["predict"]

@@ -231,29 +231,6 @@ def _predict_video(
     }
 
 
-def predict_image(
-    trained: Trained, image: np.ndarray, size: InputSize | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Segment a picture.
-
-    Args:
-        trained: From ``icda.training.checkpoint.load_trained``.
-        image: RGB (H, W, 3) uint8.
-        size: At which it enters the network; None takes the area of the training's validation images.
-
-    Returns:
-        Train ids (H, W) uint8, and the softmax probability of each (H, W) float32.
-
-    Raises:
-        UserError: If the memory does not suffice.
-    """
-    model = trained.model
-    size = training_size(trained.config) if size is None else size
-    labels, confidence = segment(model, _entering(model, image, size), image.shape[:2], True)
-    assert confidence is not None
-    return labels, confidence
-
-
 def predict_pictures(
     model: SegmentationModel,
     pictures: Pictures,

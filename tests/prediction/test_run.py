@@ -30,8 +30,9 @@ from icda.errors import UserError
 from icda.models import build_model
 from icda.prediction import run as prediction_run
 from icda.prediction.inputs import InputSize, Pictures
-from icda.prediction.run import PredictConfig, predict, predict_image, predict_pictures
+from icda.prediction.run import PredictConfig, predict, predict_pictures
 from icda.prediction.submission import BENCHMARKS
+from icda.predictor import Predictor
 from icda.training import checkpoint
 from icda.training.checkpoint import load_trained
 
@@ -127,19 +128,6 @@ def one_line(err: str) -> str:
     return lines[0]
 
 
-def test_an_image_in_python(ckpt):
-    image = picture(1, (50, 83))
-    labels, confidence = predict_image(load_trained(ckpt), image)
-    assert labels.shape == confidence.shape == (50, 83)
-    assert labels.dtype == np.uint8 and confidence.dtype == np.float32
-    assert confidence.min() >= 1 / 19 and confidence.max() <= 1
-    entering = InputSize(area=32 * 64).of((50, 83))
-    assert entering == (35, 58)
-    np.testing.assert_array_equal(labels, expected_labels(ckpt, image, entering))
-    labels, _ = predict_image(load_trained(ckpt), image, InputSize(fixed=(40, 40)))
-    np.testing.assert_array_equal(labels, expected_labels(ckpt, image, (40, 40)))
-
-
 def test_a_folder(here, tmp_path, ckpt):
     save(tmp_path / "in" / "a b.png")
     save(tmp_path / "in" / "sub" / "ü.JPG", 1)
@@ -167,7 +155,7 @@ def test_one_image_with_everything(here, tmp_path, ckpt):
     np.testing.assert_array_equal(labels, expected_labels(ckpt, picture(0), (48, 80), teacher=True))
     assert (labels != expected_labels(ckpt, picture(0), (48, 80))).any()
     np.testing.assert_array_equal(read(folder / "colors" / "a.png"), CITYSCAPES.colorize(labels))
-    _, confidence = predict_image(load_trained(ckpt, teacher=True), picture(0), InputSize())
+    _, confidence = Predictor(load_trained(ckpt, teacher=True), "original").predict_with_confidence(picture(0))
     np.testing.assert_allclose(read(folder / "confidence" / "a.png") / 65535, confidence, atol=1e-5)
     assert np.abs(read(folder / "overlays" / "a.jpg").astype(int) - picture(0)).mean() < 3
 
