@@ -110,14 +110,18 @@ class Start:
         Raises:
             UserError: If entries are missing, unknown, or of another size.
         """
-        try:
-            module.load_state_dict(dict(state))
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
+        own = module.state_dict()
+        misfits = {
+            "missing": [name for name in own if name not in state],
+            "unknown": [name for name in state if name not in own],
+            "of another size": [name for name in own if name in state and state[name].shape != own[name].shape],
+        }
+        if counts := [f"{len(names)} {what} such as {names[0]}" for what, names in misfits.items() if names]:
             raise UserError(
-                f"{self.setting} is {self.what}, whose {part} does not fit this configuration's: {reason[:200]}; "
-                "give the model=... that it was trained with, or a file that was trained with this one"
-            ) from error
+                f"{self.setting} is {self.what}; its {part} is not the one of this configuration: of {len(own)} entries "
+                f"{', '.join(counts)}; give the model=... and model.encoder.name=... that it was trained with"
+            )
+        module.load_state_dict(dict(state))
 
 
 def read_start(path: Path, resumes: bool) -> Start:
