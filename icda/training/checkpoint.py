@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +17,12 @@ from icda.data.classes import CITYSCAPES, ClassSet
 from icda.errors import UserError
 from icda.interop import is_published, load_published, read_published
 from icda.models import SegmentationModel, build_model
+from icda.versions import versions
 from icda.weights.files import read_weights
 
 FORMAT = 2  # 1: without metrics and versions
 CONTENT = frozenset({"config", "classes", "step", "student", "teacher"})  # what a checkpoint of any format holds
-LIBRARIES = ("icda", "torch", "torchvision", "timm", "numpy")
+LIBRARIES = ("torch", "torchvision", "timm", "numpy")
 
 _EXPECTED = "expected one that scripts/train.py wrote, such as runs/.../checkpoints/best.pt"
 _PUBLISHED_SIZE = (540, 960)  # at which the published code enters night images (method section 9)
@@ -163,18 +162,11 @@ def content_of(
         "classes": {**asdict(classes), "palette": [list(color) for color in classes.palette]},
         "step": step,
         "metrics": metrics,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
+        "versions": versions(*LIBRARIES),
         "trained_frames": trained_frames,
         "student": student.state_dict(),
         "teacher": None if teacher is None else teacher.state_dict(),
     }
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:  # icda itself, where it runs from its folder without being installed
-        return "not installed"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,151 @@
+"""Weights written in other layouts are read by others, and come back bit for bit."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import timm
+import torch
+from export_models import SMALL, make_model
+from safetensors import safe_open
+from transformers import SegformerConfig, SegformerModel
+
+from icda.data.classes import CITYSCAPES
+from icda.errors import UserError
+from icda.export.formats import METADATA_KEY
+from icda.export.weights import LAYOUTS, encoder_state, huggingface_config, write_weights
+from icda.interop import load_encoder, load_published
+from icda.models import create_encoder
+
+PUBLISHED = {"dilations": (1, 6, 12, 18), "mlp_ratio": 4}
+METADATA = {"step": 7, "mean": [0.1, 0.2, 0.3]}
+
+
+@pytest.fixture(scope="module")
+def mit():
+    return make_model("mit_b0", with_dar=True)
+
+
+def write(model, layout, folder):
+    path = folder / f"weights{(LAYOUTS[layout].suffixes or ('',))[0]}"
+    return path, write_weights(model, layout, path, METADATA, CITYSCAPES)
+
+
+def assert_equal_states(got, expected):
+    assert set(got) == set(expected)
+    assert all(torch.equal(value, expected[name]) for name, value in got.items())
+
+
+def test_transformers_loads_the_folder(tmp_path, mit):
+    folder, sentences = write(mit, "huggingface", tmp_path)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert any("eps" in sentence for sentence in sentences)
+    model, info = SegformerModel.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    images = torch.randn(1, 3, 70, 101)
+    with torch.no_grad():
+        theirs = model.eval()(images, output_hidden_states=True).hidden_states
+        ours = load_encoder(folder, eps="huggingface")(images)
+    assert len(theirs) == 4
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["mit_b0", "mit_b5"])
+def test_the_config_makes_the_same_sizes(variant):
+    with torch.device("meta"):
+        theirs = SegformerModel(SegformerConfig(**huggingface_config(variant, CITYSCAPES)))
+        ours = create_encoder(variant)
+    assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in ours.parameters())
+    assert theirs.config.id2label[13] == "car" and theirs.config.semantic_loss_ignore_index == 255
+
+
+@pytest.mark.parametrize(
+    ("layout", "count", "name"),
+    [
+        ("segformer", 176, "patch_embed1.proj.weight"),  # counts of the entries of MiT-B0 in files of these projects
+        ("mmseg", 160, "layers.0.0.projection.weight"),
+    ],
+)
+def test_flat_files_come_back_bit_for_bit(tmp_path, mit, layout, count, name):
+    path, sentences = write(mit, layout, tmp_path)
+    state = torch.load(path, weights_only=True)
+    assert len(state) == count and name in state
+    assert any("same eps" in s if layout == "segformer" else "1e-06" in s for s in sentences)
+    encoder = create_encoder("mit_b0", str(path))
+    assert_equal_states(encoder.state_dict(), mit.encoder.state_dict())
+
+
+@pytest.mark.parametrize("with_dar", [True, False])
+def test_a_published_checkpoint_is_the_same_network(tmp_path, with_dar):
+    model = make_model("mit_b0", with_dar=with_dar, **PUBLISHED)
+    path, sentences = write(model, "published", tmp_path)
+    content = torch.load(path, weights_only=True)
+    assert content["global_step"] == 7
+    parts = {name.split(".")[0] for name in content["state_dict"]}
+    assert parts == ({"backbone", "head", "dat"} if with_dar else {"backbone", "head"})
+    assert ("without DAR" in " ".join(sentences)) != with_dar
+    assert torch.equal(content["state_dict"]["head.conv_seg.weight"], model.head.classifier.weight)
+    assert_equal_states(load_published(path).state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("head", {"dilations": (1, 3, 6)}),
+        ("head", {"dilations": (1, 6, 12, 16)}),  # the weights alone would not tell
+        ("dar", {"mlp_ratio": 2}),
+    ],
+)
+def test_a_published_checkpoint_of_another_network(tmp_path, part, change):
+    model = make_model("mit_b0", with_dar=True, **{**PUBLISHED, **change})
+    with pytest.raises(UserError, match=f"this model's {part} has other settings"):
+        write(model, "published", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["mit_b0", SMALL, "tf_efficientnet_lite0", "test_convnext"])
+def test_timms_names_load_into_the_whole_model(tmp_path, name):
+    model = make_model(name)
+    path, sentences = write(model, "timm", tmp_path)
+    with safe_open(path, "pt") as file:
+        assert json.loads(file.metadata()[METADATA_KEY]) == METADATA
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
+    whole = timm.create_model(name)
+    result = whole.load_state_dict(state, strict=False)
+    assert not result.unexpected_keys
+    behind = ("head", "classifier", "fc", "norm", "conv_head", "bn2")
+    assert all(key.startswith(behind) for key in result.missing_keys)
+    assert len(state) == len(model.encoder.state_dict())
+    encoder = create_encoder(name, str(path))
+    assert_equal_states(encoder.state_dict(), model.encoder.state_dict())
+    assert name in sentences[0]
+
+
+@pytest.mark.parametrize("layout", ["huggingface", "mmseg", "segformer", "published"])
+def test_a_layout_that_has_no_names_for_an_encoder(tmp_path, layout):
+    with pytest.raises(UserError, match="MiT") as caught:
+        write(make_model(SMALL), layout, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path, mit, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("icda.export.weights.safetensors_bytes", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write(mit, "huggingface", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    kept = tmp_path / "weights" / "config.json"
+    kept.parent.mkdir()
+    kept.write_text("of before")
+    with pytest.raises(KeyboardInterrupt):
+        write(mit, "huggingface", tmp_path)
+    assert kept.read_text() == "of before" and list(kept.parent.iterdir()) == [kept]
+
+
+def test_the_encoders_entries_are_all_there(mit):
+    assert len(encoder_state(mit)) == len(mit.encoder.state_dict()) == 176
