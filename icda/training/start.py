@@ -118,8 +118,8 @@ class Start:
         }
         if counts := [f"{len(names)} {what} such as {names[0]}" for what, names in misfits.items() if names]:
             raise UserError(
-                f"{self.setting} is {self.what}; its {part} is not the one of this configuration: of {len(own)} entries "
-                f"{', '.join(counts)}; give the model=... and model.encoder.name=... that it was trained with"
+                f"{self.setting} is {self.what}; its {part} is not the one of this configuration: of {len(own)} "
+                f"entries {', '.join(counts)}; give the model=... and model.encoder.name=... that it was trained with"
             )
         module.load_state_dict(dict(state))
 
