@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,19 @@ from icda.data.rare_class import RareClassSampler, class_statistics, find_statis
 from icda.data.stream import PairStream
 from icda.errors import UserError
 from icda.transforms import LiftIllumination, build_cem
+from icda.weights.foreign import plain
 
 log = logging.getLogger(__name__)
 
 CACHE_FOLDER = "cache"
 """Name of the cache's folder in ``prepared_dir``."""
+
+OWN_PARTS = frozenset(
+    {"icda.data.demo.make_demo"}
+    | {f"icda.data.{name}" for name in ("ACDC", "BDD100KNight", "CamVid", "Cityscapes", "DarkZurich", "Folder")}
+    | {f"icda.data.{name}" for name in ("NightCity", "NighttimeDriving")}
+)
+"""What a configuration out of a file may name as ``_target_``; the command line and ``conf/`` may name anything."""
 
 
 def open_part(node: Any, **changes: Any) -> Any:
@@ -61,13 +70,16 @@ def with_data(
         prepared_dir: Takes the place of the training's.
 
     Raises:
-        UserError: If neither names a data set, as with a published checkpoint.
+        UserError: If neither names a data set, as with a published checkpoint; or the training's, which came in a
+            file, is made by anything but icda's own data sets.
     """
     if chosen is None and OmegaConf.select(training, "dataset.name") is None:
         raise UserError(
             "a published checkpoint does not name the data set it was trained with; give one, such as "
             "dataset=darkzurich data_dir=FOLDER"
         )
+    if chosen is None:
+        _check_parts(OmegaConf.to_container(training.dataset, resolve=False))
     composed = training.copy()
     with open_dict(composed):
         if data_dir is not None:
@@ -79,6 +91,22 @@ def with_data(
         if chosen is not None:
             composed.dataset = OmegaConf.to_container(chosen, resolve=False)
     return composed
+
+
+def _check_parts(node: Any) -> None:
+    """Refuse a data set out of a file that names code of others: whoever wrote the file could name any code."""
+    if isinstance(node, Mapping):
+        target = node.get("_target_")
+        if target is not None and target not in OWN_PARTS:
+            raise UserError(
+                f"the checkpoint's data set is made by {plain(target, 80)}, which is none of icda's, and a file may "
+                "not choose what code is run; if you trust it, give its data set yourself, as dataset=NAME"
+            )
+        for value in node.values():
+            _check_parts(value)
+    elif isinstance(node, Sequence) and not isinstance(node, str):
+        for value in node:
+            _check_parts(value)
 
 
 def attach_cache(dataset: SegmentationDataset, prepared_dir: str, data_dir: str) -> SegmentationDataset:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from icda.interop import is_published, load_published, read_published
 from icda.models import SegmentationModel, build_model
 from icda.versions import versions
 from icda.weights.files import read_weights
+from icda.weights.foreign import plain
 
 FORMAT = 2  # 1: without metrics and versions
 CONTENT = frozenset({"config", "classes", "step", "student", "teacher"})  # what a checkpoint of any format holds
+TRAINING = frozenset({"frozen", "pca", "optimizer", "best_miou", "seconds"})  # below "training" in last.pt
 LIBRARIES = ("torch", "torchvision", "timm", "numpy")
 
 _EXPECTED = "expected one that scripts/train.py wrote, such as runs/.../checkpoints/best.pt"
@@ -83,6 +85,8 @@ def find(path: str | Path, last: bool = False) -> Path:
     Raises:
         UserError: If a folder holds no checkpoint, or several runs.
     """
+    if not str(path):
+        raise UserError(f"the path of a checkpoint is empty; {_EXPECTED}")
     path = Path(path).expanduser()
     if not path.is_dir():
         return path
@@ -91,8 +95,12 @@ def find(path: str | Path, last: bool = False) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    if runs := sorted(run.parents[1] for run in path.glob("*/checkpoints/best.pt")):
-        raise UserError(f"{path} holds {len(runs)} runs; give one of them, such as {runs[0]}")
+    found = [
+        p for name in names for p in (*path.glob(f"*/checkpoints/{name}"), *path.glob(f"*/*/checkpoints/{name}"))
+    ]
+    if found:
+        newest = max(found, key=lambda file: file.stat().st_mtime).parents[1]
+        raise UserError(f"{path} is no run, but holds runs; give one of them, such as the newest, {newest}")
     looked_for = " and ".join(f"checkpoints/{name}" for name in names)
     raise UserError(f"{path} is a folder without {looked_for}; give a run's folder, or the path of a checkpoint")
 
@@ -112,7 +120,8 @@ def read_file(path: str | Path) -> dict[str, Any]:
         return upgraded(content, path)
     if is_published(content):
         return content
-    what = f"its entries are {', '.join(map(str, list(content)[:3]))}" if content else "it is empty"
+    names = ", ".join(plain(name, 80) for name in list(content)[:3])
+    what = f"its entries are {names}" if content else "it is empty"
     raise UserError(
         f"{path} is neither a checkpoint of icda nor one of the published ICDA ({what}); {_EXPECTED}; weights of an "
         "encoder alone are for training, as model.encoder.weights=PATH"
@@ -123,17 +132,61 @@ def upgraded(content: dict[str, Any], path: Path) -> dict[str, Any]:
     """The content of a checkpoint of an earlier format in today's.
 
     Raises:
-        UserError: If the format is a later one, or something is missing.
+        UserError: If the format is a later one, or something is missing or of another kind than it should be.
     """
     number = content["format"]
-    if number not in range(1, FORMAT + 1):
+    if type(number) is not int or number < 1:
+        raise UserError(f"{path} is not a checkpoint of icda: its format is no number from 1; {_EXPECTED}")
+    if number > FORMAT:
         raise UserError(
             f"{path} has format {number}, this version of icda reads 1 to {FORMAT}; open it with the version of icda "
             "that wrote it, or a later one"
         )
     if lacking := sorted(CONTENT - set(content)):
         raise UserError(f"{path} is not a whole checkpoint, it lacks {', '.join(lacking)}; {_EXPECTED}")
-    return {"metrics": None, "versions": {}, "trained_frames": {}, **content, "format": FORMAT}
+    content = {"metrics": None, "versions": {}, "trained_frames": {}, **content, "format": FORMAT}
+    for name, holds in _KINDS.items():
+        if not holds(content[name]):
+            raise UserError(f"{path} is not a whole checkpoint, its {name} is not as icda writes it; {_EXPECTED}")
+    if "training" in content and not (
+        isinstance(content["training"], Mapping) and set(content["training"]) >= TRAINING
+    ):
+        raise UserError(f"{path} is not a whole checkpoint, its state of the run lacks something; {_EXPECTED}")
+    for part in ("student", "teacher"):
+        broken = [n for n, t in (content[part] or {}).items() if not torch.isfinite(t).all()]
+        if broken:
+            raise UserError(
+                f"{path}: {len(broken)} of the {part}'s weights hold NaN or infinity, the first is "
+                f"{plain(broken[0], 80)}; its training went wrong, give an earlier checkpoint"
+            )
+    return content
+
+
+def _is_state(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(n, str) and isinstance(t, Tensor) for n, t in value.items())
+
+
+def _is_config(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(value.get(group), Mapping) for group in ("model", "dataset"))
+
+
+def _is_class_set(value: object) -> bool:
+    try:
+        return isinstance(value, Mapping) and class_set({"classes": value}) is not None
+    except (KeyError, TypeError, ValueError, AssertionError):
+        return False
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "config": _is_config,
+    "classes": _is_class_set,
+    "step": lambda value: type(value) is int and value >= 0,
+    "student": _is_state,
+    "teacher": lambda value: value is None or _is_state(value),
+    "metrics": lambda value: value is None or isinstance(value, Mapping),
+    "trained_frames": lambda value: isinstance(value, Mapping),
+}
+"""What the entries of a checkpoint must be."""
 
 
 def content_of(
@@ -209,10 +262,10 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu", teacher: 
     classes = class_set(content)
     config = OmegaConf.create(content["config"])
     with_dar = any(name.startswith("dar.") for name in state)
-    model = build_student(typed_model_config(config), len(classes), with_dar, pretrained=False)
     try:
+        model = build_student(typed_model_config(config), len(classes), with_dar, pretrained=False)
         model.load_state_dict(state)
-    except RuntimeError as error:
+    except RuntimeError as error:  # other names or sizes, or sizes that no memory holds
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the weights in {path} do not fit the model in its configuration: {reason}") from error
     return Trained(model.to(device).eval(), classes, config, content["step"], content["trained_frames"])

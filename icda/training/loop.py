@@ -90,6 +90,7 @@ class Run:
         self.datasets: OpenDatasets = open_datasets(self.config)
         self.classes = self.datasets.source.classes
         torch.manual_seed(self.config.seed)
+        self.step = 0
         start = self._find_start()
         self.method = self._build_method(start).to(self.device)
         schedule, student = self.config.schedule, self.method.student
@@ -98,7 +99,6 @@ class Run:
         )
         mean, std = student.mean.tolist(), student.std.tolist()
         self.stream = training_stream(self.config, self.datasets, mean, std)
-        self.step = 0
         self.best_miou = -1.0
         self.metrics: dict[str, Any] | None = None  # the last validation's, for the checkpoints
         self.records: list[str] = []  # lines of metrics.jsonl that a resumed run starts with
@@ -122,15 +122,16 @@ class Run:
             log.info("resume=auto: no %s yet, so the run starts at step 0", last)
         if start is not None:
             start.check_classes(self.classes)
+            if start.resumes:
+                self.step = start.known_step()
         return start
 
     def _build_method(self, start: Start | None) -> TrainStep:
         """The method with the weights that it starts from; what ``resume`` adds to them comes later."""
         loss, weights = self.config.loss, self.config.model.encoder.weights
-        resumed = start is not None and start.resumes
         frozen_given = start is not None and start.frozen is not None
-        # A file that has all that is needed makes that of the encoder's pretraining superfluous.
-        reads_encoder = start is None or not (resumed or frozen_given or not loss.feature_distance)
+        goes_on = start is not None and start.resumes and start.training is not None  # with all that it had
+        reads_encoder = start is None or not (goes_on or frozen_given or not loss.feature_distance)
         student = checkpoint.build_student(self.config.model, len(self.classes), loss.needs_dar, reads_encoder)
         if weights == "none" and start is None:
             log.warning(
@@ -138,6 +139,8 @@ class Run:
                 "model.encoder.weights=timm or PATH",
                 self.config.model.encoder.name,
             )
+        elif not reads_encoder and not goes_on and weights != "none":
+            log.info("model.encoder.weights=%s is not read: %s has all that is needed", weights, start.setting)
         top, bottom = self.config.dataset.pseudo_label_border
         method = TrainStep(
             student,
@@ -145,15 +148,21 @@ class Run:
             loss,
             teacher_momentum=self.config.schedule.teacher_momentum,
             border=(top, bottom),
-            pretrained=frozen_given or (weights != "none" and not resumed),
+            pretrained=frozen_given or (weights != "none" and not goes_on),
         )
         if start is not None:
             start.fill(student, start.state_for(student), "network")
             if method.teacher is not None:
-                state = start.state_for(student, teacher=resumed)
+                state = start.state_for(student, teacher=start.resumes)
                 start.fill(method.teacher.model, state, "mean teacher")
             if method.frozen is not None and start.frozen is not None:
-                start.fill(method.frozen, start.frozen, "encoder")
+                start.fill(method.frozen, start.frozen, "frozen encoder")
+            if method.frozen is None and loss.feature_distance and not goes_on:
+                log.warning(
+                    "%s holds no encoder from before its training and model.encoder.weights is none: the feature "
+                    "distance is off",
+                    start.setting,
+                )
         return method
 
     def train(self) -> dict[str, Any]:
@@ -281,7 +290,6 @@ class Run:
     def _resume(self, start: Start) -> None:
         """Go on from a ``last`` checkpoint as if the run had never stopped."""
         method, training = self.method, start.training
-        self.step = start.known_step()
         if training is None:
             self._check_step(start.setting)
             log.warning(
@@ -310,7 +318,7 @@ class Run:
             ) from error
         self._check_step(start.setting)
         self.best_miou, self.seconds, self.metrics = training["best_miou"], training["seconds"], start.metrics
-        self._adopt(start.path.resolve().parents[1])
+        self._adopt(start.path.resolve().parent)
 
     def _check_step(self, setting: str) -> None:
         """Refuse to go on from beyond the end."""
@@ -320,11 +328,12 @@ class Run:
                 "raise it"
             )
 
-    def _adopt(self, earlier: Path) -> None:
-        """Take over what a resumed run left in its folder: validations so far and, in another folder, its best."""
-        self.records = self._read_records(earlier)
-        best, here = earlier / "checkpoints" / "best.pt", self.folder / "checkpoints" / "best.pt"
+    def _adopt(self, checkpoints: Path) -> None:
+        """Take over what a resumed run left: validations so far and, from another folder, its best checkpoint."""
+        self.records = self._read_records(checkpoints.parent if checkpoints.name == "checkpoints" else checkpoints)
+        best, here = checkpoints / "best.pt", self.folder / "checkpoints" / "best.pt"
         if not best.exists():
+            log.warning("there is no %s: the best checkpoint is looked for anew", best)
             self.best_miou = -1.0
         elif best != here.resolve():
             here.parent.mkdir(parents=True, exist_ok=True)

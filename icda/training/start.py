@@ -28,6 +28,7 @@ class Start:
         setting: How the command line asked for it, for messages: ``init=PATH`` or ``resume=PATH``.
         path: The file; its folder's parent is the run's where it is a checkpoint of icda.
         what: What the file holds, in words.
+        settings: Those of a run that it fits, in words.
         student, teacher: Named as in ``SegmentationModel``; teacher is None where the file holds none.
         frozen: The encoder before its training, named as in the encoder; None where the file holds none.
         num_classes: Classes of the head.
@@ -42,6 +43,7 @@ class Start:
     setting: str
     path: Path
     what: str
+    settings: str
     student: Mapping[str, Tensor]
     teacher: Mapping[str, Tensor] | None
     frozen: Mapping[str, Tensor] | None
@@ -78,6 +80,8 @@ class Start:
             teacher: Whether the mean teacher's are wanted; the student's where the file holds none.
         """
         state = self.teacher if teacher and self.teacher is not None else self.student
+        if teacher and self.teacher is None:
+            log.warning("%s holds no mean teacher; it starts as a copy of the student", self.setting)
         has_dar = any(name.startswith("dar.") for name in state)
         if student.dar is not None and not has_dar:
             log.warning("%s has no DAR; it starts anew", self.setting)
@@ -119,7 +123,7 @@ class Start:
         if counts := [f"{len(names)} {what} such as {names[0]}" for what, names in misfits.items() if names]:
             raise UserError(
                 f"{self.setting} is {self.what}; its {part} is not the one of this configuration: of {len(own)} "
-                f"entries {', '.join(counts)}; give the model=... and model.encoder.name=... that it was trained with"
+                f"entries {', '.join(counts)}; give {self.settings}"
             )
         module.load_state_dict(dict(state))
 
@@ -144,6 +148,7 @@ def read_start(path: Path, resumes: bool) -> Start:
             setting=setting,
             path=path,
             what=f"a {content['config']['model']['encoder']['name']} of icda",
+            settings="the model=... and model.encoder.name=... that it was trained with",
             student=content["student"],
             teacher=content["teacher"],
             frozen=None if training is None else training["frozen"],
@@ -155,11 +160,13 @@ def read_start(path: Path, resumes: bool) -> Start:
             training=training,
         )
     published = read_published(content, str(path))
+    variant, channels = published.variant, published.channels
     return Start(
         resumes=resumes,
         setting=setting,
         path=path,
-        what=f"a published {published.variant} with a head of {published.channels} channels",
+        what=f"a published {variant} with a head of {channels} channels",
+        settings=f"model=icda_daformer model.encoder.name={variant} model.head.channels={channels}",
         student=published.student,
         teacher=published.teacher,
         frozen=published.frozen_encoder,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 
 import pytest
@@ -13,8 +14,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import open_dict
 from reference import recipe
 
+from icda.data.setup import OWN_PARTS
 from icda.errors import UserError
 from icda.interop import load_published
+from icda.prediction.inputs import open_input
 from icda.scoring import score
 from icda.training import checkpoint
 from icda.training.loop import Run, train
@@ -76,8 +79,42 @@ def test_going_on_with_a_published_checkpoint(compose_train, published, publishe
     assert run.step == 1 and not run.optimizer.state
     assert equal(run.method.student, load_published(published_b1).state_dict())
     assert equal(run.method.teacher.model, load_published(str(published), teacher=True).state_dict())
-    with pytest.raises(UserError, match=r"is at step 1, past schedule\.max_steps=0|max_steps"):
-        Run(compose_train(*PUBLISHED_B1, f"resume={published}", "schedule.max_steps=0"), tmp_path)
+    later = tmp_path / "later.ckpt"
+    torch.save({**torch.load(published), "global_step": 3}, later)
+    with pytest.raises(UserError, match=r"is at step 3, past schedule\.max_steps=2"):
+        Run(compose_train(*PUBLISHED_B1, f"resume={later}"), tmp_path)
+
+
+def test_what_a_file_does_not_hold_is_said(compose_train, published_b1, tmp_path, caplog):
+    path = tmp_path / "student.ckpt"
+    torch.save({"state_dict": published_b1, "global_step": 1}, path)
+    with caplog.at_level(logging.WARNING):
+        run = Run(compose_train(*PUBLISHED_B1, f"resume={path}", "model.encoder.weights=none"), tmp_path)
+    assert run.method.frozen is None and "the feature distance is off" in caplog.text
+    assert "holds no mean teacher; it starts as a copy of the student" in caplog.text
+    encoder = {n.removeprefix("backbone."): t for n, t in published_b1.items() if n.startswith("backbone.")}
+    torch.save(encoder, tmp_path / "mit_b1.pth")
+    weights = f"model.encoder.weights={tmp_path / 'mit_b1.pth'}"
+    for setting in ("init", "resume"):
+        run = Run(compose_train(*PUBLISHED_B1, f"{setting}={path}", weights), tmp_path)
+        weight = run.method.frozen.state_dict()["patch_embed.proj.weight"]
+        assert torch.equal(weight, encoder["patch_embed1.proj.weight"])
+
+
+def test_weights_that_are_not_needed_are_named(compose_train, published, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        Run(compose_train(*PUBLISHED_B1, f"init={published}"), tmp_path)
+    assert "model.encoder.weights=/no/such/file.pth is not read" in caplog.text
+
+
+def test_only_the_run_itself_is_taken_over(compose_train, own_run, tmp_path):
+    """Of a checkpoint outside a folder named checkpoints the neighbours are its run's, not the folder above."""
+    flat = tmp_path / "flat" / "sub"
+    shutil.copytree(own_run / "checkpoints", flat)
+    (tmp_path / "flat" / "metrics.jsonl").write_text('{"step": 1, "alien": true}\n')
+    run = Run(compose_train("loss=source_only", "schedule.max_steps=3", f"resume={flat}"), tmp_path / "new")
+    assert run.records == [] and run.best_miou >= 0
+    assert (tmp_path / "new" / "checkpoints" / "best.pt").exists()
 
 
 def test_a_bare_state_dict_has_no_step_to_go_on_from(compose_train, published_b1, tmp_path):
@@ -100,6 +137,32 @@ def test_scoring_a_published_checkpoint(compose_train, published, published_b1, 
     assert result["step"] == 1 and 0 <= result["sets"]["val"]["miou"] < 1
     with pytest.raises(UserError, match=r"does not name the data set.*dataset=darkzurich"):
         score(without, tmp_path)
+
+
+@pytest.mark.parametrize("part", ["prepare", "val", "source"])
+def test_a_checkpoint_cannot_choose_code(own_run, demo_data, tmp_path, part):
+    content = torch.load(own_run / "checkpoints" / "best.pt", weights_only=True)
+    evil = {"_target_": "numpy.savetxt", "fname": str(tmp_path / "written"), "X": [1.0]}
+    content["config"]["dataset"][part] = (
+        evil if part == "prepare" else {**content["config"]["dataset"][part], "x": [evil]}
+    )
+    torch.save(content, tmp_path / "best.pt")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(
+            "eval", [f"ckpt={tmp_path / 'best.pt'}", f"data_dir={demo_data}", "workers=0", "progress=false"]
+        )
+    with pytest.raises(UserError, match=r"made by numpy\.savetxt, which is none of icda's"):
+        score(cfg, tmp_path)
+    with pytest.raises(UserError, match=r"made by numpy\.savetxt"):
+        open_input("val", checkpoint.load_trained(tmp_path / "best.pt").config)
+    assert not (tmp_path / "written").exists()
+
+
+def test_what_is_allowed_is_what_conf_names():
+    named = set()
+    for path in (CONF / "dataset").glob("*.yaml"):
+        named |= set(re.findall(r"_target_: *([\w.]+)", path.read_text()))
+    assert named == OWN_PARTS
 
 
 def test_a_run_from_another_run_without_dar(compose_train, own_run, tmp_path, caplog):
