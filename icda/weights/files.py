@@ -50,7 +50,7 @@ def read_weights(path: str | Path, name: str | None = None) -> dict[str, Any]:
     known frameworks beside the tensors become stand-ins (``Inert``), which is logged.
 
     Args:
-        path: File or folder.
+        path: File or folder; ``~`` stands for the home folder.
         name: What messages call it; by default the path.
 
     Returns:
@@ -59,9 +59,16 @@ def read_weights(path: str | Path, name: str | None = None) -> dict[str, Any]:
         as long as they are used.
 
     Raises:
-        UserError: If it is missing, no weights file, cut short, damaged, or holds code.
+        UserError: If it is empty or missing, no weights file, cut short, damaged, or holds code.
     """
-    name, place = (str(path) or ".") if name is None else name, Path(path)
+    shown = str(path) if name is None else name
+    name = shown if shown.isprintable() else plain(shown, 300)
+    if not str(path).strip():
+        raise UserError(f"{name.strip() or 'the path of the weights'} is empty; {_EXPECTED}")
+    try:
+        place = Path(path).expanduser()
+    except RuntimeError as error:  # what it raises for a user that is not known
+        raise UserError(f"{name} names no home folder with its ~; {_EXPECTED}") from error
     try:
         if stat.S_ISDIR(_stat(place, name).st_mode):
             return _read_folder(place, name)
@@ -71,7 +78,9 @@ def read_weights(path: str | Path, name: str | None = None) -> dict[str, Any]:
     except PermissionError as error:
         raise UserError(f"{name} may not be read; check the permissions of it and of its folder") from error
     except OSError as error:
-        raise UserError(f"{name} cannot be read: {error.strerror or error}; check the disk and the path") from error
+        raise UserError(
+            f"{name} cannot be read: {plain(error.strerror or error, 120)}; check the disk and the path"
+        ) from error
 
 
 def tensors_of(content: Mapping[str, Any], name: str) -> dict[str, Tensor]:
@@ -98,8 +107,13 @@ def tensors_of(content: Mapping[str, Any], name: str) -> dict[str, Tensor]:
             f"{STATE_KEYS[-1]}, got the keys {keys}; give a file with a model's weights"
         )
     for key, value in state.items():
+        if not isinstance(key, str):
+            raise UserError(
+                f"{name}: a key of its state dict, {plain(key, 80)}, is {kind_of(key)}, expected the tensor's name; "
+                "save the model's state_dict() alone"
+            )
         dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
-        if not isinstance(key, str) or not dense or value.is_meta:
+        if not dense or value.is_meta:
             raise UserError(
                 f"{name}: the entry {plain(key, 100)} is {kind_of(value)}, expected a dense tensor as in every entry "
                 "of a state dict; save the model's state_dict() alone"
@@ -124,15 +138,15 @@ def _stat(path: Path, name: str) -> os.stat_result:
 
 def _missing(path: Path, name: str) -> UserError:
     if path.is_symlink():
-        target = str(path.readlink())
+        target = plain(path.readlink().as_posix(), 200)
         if "annex/objects" in target:
             return UserError(f"{name} is a git-annex link whose file is not here; run git annex get on it")
         return UserError(f"{name} is a link to {target}, which is not there; get that file or mend the link")
     if not path.parent.is_dir():
-        return UserError(f"there is no file {name}, nor its folder {path.parent}; {_EXPECTED}")
+        return UserError(f"there is no file {name}, nor its folder {plain(str(path.parent), 200)}; {_EXPECTED}")
     names = sorted(entry.name for entry in path.parent.iterdir())
     near = [n for n in names if Path(n).stem == path.stem] + difflib.get_close_matches(path.name, names, 3, 0.6)
-    listed = ", ".join(list(dict.fromkeys(near))[:3])
+    listed = ", ".join(plain(n, 80) for n in list(dict.fromkeys(near))[:3])
     return UserError(f"there is no file {name}; {f'near it in its folder: {listed}' if listed else _EXPECTED}")
 
 
@@ -142,7 +156,11 @@ def _read_folder(folder: Path, name: str) -> dict[str, Any]:
         read = _read_index if held.endswith(".index.json") else _read_file
         return read(folder / held, str(Path(name, held)))
     files = [n for n in names if n.endswith(SUFFIXES)]
-    remedy = f"give a file of it, such as {', '.join(files[:3])}" if files else "give the file or folder of weights"
+    remedy = (
+        f"give a file of it, such as {', '.join(plain(n, 80) for n in files[:3])}"
+        if files
+        else "give the file or folder of weights"
+    )
     if "data.pkl" in names and "data" in names:
         remedy = "it is a torch.save file that was unpacked; give the file as it was downloaded"
     raise UserError(f"{name} is a folder with none of {', '.join(FOLDER_FILES)}; {remedy}")
@@ -157,13 +175,13 @@ def _read_index(index: Path, name: str) -> dict[str, Any]:
             raise UserError(
                 f"{name} names the shard {plain(shard, 100)!r}, expected a file of its own folder; {_AGAIN}"
             )
-        inside = str(Path(name).parent / shard)
+        inside = str(Path(name).parent / plain(shard, 80))
         held, wanted = _read_file(index.parent / shard, inside), [k for k, file in shards.items() if file == shard]
         absent = [key for key in wanted if key not in held]
         if absent:
             raise UserError(
-                f"{inside} lacks {len(absent)} of the {len(wanted)} tensors that {index.name} places there, first "
-                f"{plain(absent[0], 100)}; get the shard again"
+                f"{inside} lacks {len(absent)} of the {len(wanted)} tensors that {plain(index.name, 80)} places "
+                f"there, first {plain(absent[0], 100)}; get the shard again"
             )
         content.update({key: held[key] for key in wanted})
     return content

@@ -41,11 +41,29 @@ def plain(text: object, limit: int) -> str:
     """Text of a stranger's file as it may stand in a message: printable, in one line.
 
     Args:
-        text: Anything that ``str`` takes.
+        text: A text, plain value or exception; of anything else the type is told, since values that a file shares
+            in many places could take years to print.
         limit: Most characters; what is longer is cut.
     """
-    whole = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    begin = _words(text, 20 * limit)[: 20 * limit]  # more than enough, unless nearly all of it is spaces
+    whole = " ".join("".join(c if c.isprintable() else " " for c in begin).split())
     return whole if len(whole) <= limit else whole[: limit - 3] + "..."
+
+
+def _words(value: object, limit: int, depth: int = 2) -> str:
+    if isinstance(value, str):
+        return value[:limit]
+    if value is None or isinstance(value, bool | int | float | complex):
+        return str(value)
+    if isinstance(value, bytes):
+        return repr(value[:limit])
+    if isinstance(value, BaseException):
+        simple = all(isinstance(part, str | int | bytes | None) for part in value.args)
+        return str(value)[:limit] if simple else type(value).__name__
+    if isinstance(value, tuple) and depth:
+        parts = [_words(part, limit, depth - 1) for part in value[:4]]
+        return f"({', '.join(parts)}{', ...' if value[4:] else ''})"
+    return f"a value of type {type(value).__name__}"
 
 
 def size_text(count: int) -> str:

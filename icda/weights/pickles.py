@@ -1,21 +1,22 @@
 """Files of ``torch.save`` opened without running anything that is in them.
 
-Such a file is a pickle, which can name any function of Python to be called. PyTorch's restricted reader
-(``weights_only``) makes tensors and plain values alone; what training frameworks put beside them is replaced by
-stand-ins that do nothing, and a file that names anything else is refused.
+Such a file is a pickle, which can name any function of Python to be called. Its operations are looked through before
+it is opened. A file of tensors and plain values goes to PyTorch's restricted reader (``weights_only``); one with what
+training frameworks put beside them to the reader of ``icda.weights.stand_ins``; any other is refused.
 """
 
 from __future__ import annotations
 
 import io
 import logging
+import os
 import pickle
 import pickletools
 import re
+import tarfile
 import zipfile
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # Python 2's names, in which protocol 2 is written
-from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,7 +24,10 @@ import torch
 from torch import Tensor
 
 from icda.errors import UserError
+from icda.weights import stand_ins
 from icda.weights.foreign import cut_short, foreign_zip, plain
+from icda.weights.operations import WHOLE_MODEL, Machine, Unfit, check_nesting
+from icda.weights.stand_ins import READ, Inert, full_name, has_stand_in
 
 log = logging.getLogger(__name__)
 
@@ -31,52 +35,21 @@ _RESAVE = "have its author save tensors alone, with torch.save(model.state_dict(
 _AGAIN = "get the file again"
 _CHUNK = 1 << 22  # bytes
 
-# What training frameworks save beside the tensors: whole packages, modules without those below them, single names.
-_PACKAGES = (
-    *("pytorch_lightning", "lightning", "lightning_fabric", "lightning_utilities", "torchmetrics"),
-    *("omegaconf", "jsonargparse", "yacs", "addict", "easydict", "mmcv", "mmengine", "pathlib", "collections"),
-    *("typing", "datetime", "numpy.random", "torch.optim", "torch.nn.modules", "torch.torch_version"),
+# Parts of names that do run code when they are called, for the wording alone: any unknown name is refused.
+_RUNS_CODE = re.compile(
+    r"(posix|nt|os|sys|subprocess|shutil|socket|importlib|runpy|ctypes|pickle|_pickle|dill|cloudpickle|marshal|pty|code"
+    r"|webbrowser|multiprocessing|asyncio|timeit|pdb|operator|torch\.hub|torch\.jit|torch\.serialization|numpy\.testing)\."
+    r"|builtins\.(eval|exec|compile|open|getattr|setattr|delattr|__import__|globals|vars|breakpoint|input|print)$"
 )
-_MODULES = (
-    *("numpy", "numpy.dtypes", "numpy.core.multiarray", "numpy.core.numeric"),
-    *("numpy._core.multiarray", "numpy._core.numeric"),  # NumPy 2
-)
-_NAMES = frozenset(
-    {"argparse.Namespace", "functools.partial", "copyreg._reconstructor", "uuid.UUID", "fractions.Fraction"}
-    | {f"builtins.{n}" for n in ("bool", "bytes", "dict", "float", "frozenset", "int", "list", "object")}
-    | {f"builtins.{n}" for n in ("range", "slice", "str", "tuple")}
-)
-# What PyTorch's restricted reader makes itself, beside names of torch.
-_READ = frozenset(
-    {"collections.OrderedDict", "collections.Counter", "_codecs.encode"}
-    | {"builtins.bytearray", "builtins.set", "builtins.complex"}
-)
-# Classes whose items a pickle sets one by one, which PyTorch's reader allows for its own dict and list types only.
-_MAPPINGS = frozenset({"defaultdict", "AttributeDict", "EasyDict", "Dict", "ConfigDict", "CfgNode"})
-_LISTS = frozenset({"deque"})
 
 
-class Inert:
-    """Stands in a content for an object that is not weights; takes whatever a pickle gives it and does nothing.
+@dataclass
+class _Scanned:
+    """What a pickle would do: full names it would import, its protocol, and an operation that no weights need."""
 
-    For each replaced name a class of its own is made, whose ``__module__`` and ``__qualname__`` are that name.
-    """
-
-    def __init__(self, *args: object) -> None:
-        """Take any arguments, keep none."""
-
-    def __setstate__(self, state: object) -> None:
-        """Take any state, keep none."""
-
-
-class _InertMapping(Inert):
-    def __new__(cls, *args: object) -> OrderedDict[object, object]:
-        return OrderedDict()
-
-
-class _InertList(Inert):
-    def __new__(cls, *args: object) -> list[object]:
-        return []
+    names: set[str] = field(default_factory=set)
+    protocol: int = 0
+    fault: str | None = None
 
 
 def items(content: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -93,8 +66,8 @@ def kind_of(value: object) -> str:
     if issubclass(kind, Inert) and kind.__qualname__ == "_reconstruct":
         return "a NumPy array"
     if issubclass(kind, Inert):
-        return f"an object of {kind.__module__}.{kind.__qualname__}, which is not read"
-    return f"a value of type {kind.__name__}"
+        return f"an object of {plain(f'{kind.__module__}.{kind.__qualname__}', 80)}, which is not read"
+    return f"a value of type {plain(kind.__name__, 80)}"
 
 
 def read_zip(path: Path, name: str, size: int) -> dict[str, Any]:
@@ -119,20 +92,29 @@ def read_zip(path: Path, name: str, size: int) -> dict[str, Any]:
         records = archive.infolist()
         root = records[0].filename.partition("/")[0] if records else ""
         names = {record.filename for record in records}
+        # Where this and torch's own reader of archives could see different records: of two with one name, or whose
+        # name ends at a null character or is replaced by an extra field.
+        twice = len({record.filename.lower() for record in records}) < len(records)
+        if twice or any(record.orig_filename != record.filename for record in records):
+            raise UserError(
+                f"{name} holds records whose names are ambiguous, which torch.save never writes; {_AGAIN}"
+            )
         if remark := foreign_zip(names, root):
             raise UserError(f"{name} {remark}")
         if sum(record.file_size for record in records) > 20 * size:
             raise UserError(f"{name} unpacks to more than 20 times its size, which no weights do; {_AGAIN}")
         _check_records(archive, name)
         try:
-            found, protocol = _globals(io.BytesIO(archive.read(f"{root}/data.pkl")))
+            scanned = _scan(io.BytesIO(archive.read(f"{root}/data.pkl")))
         except Exception as error:  # whatever the bytes make it raise
             raise UserError(f"{name} holds a damaged pickle ({plain(error, 80)}); {_AGAIN}") from error
     # Mapped, the tensors take no memory of their own. torch maps by path, where it takes the ending .safetensors for
     # that format and does not know names that are not text.
     stored = all(record.compress_type == zipfile.ZIP_STORED for record in records)
-    _refuse_code(found, protocol, name)
-    return _load(path, name, found, mapped=stored and path.suffix != ".safetensors" and str(path).isprintable())
+    _refuse_code(scanned, name)
+    return _load(
+        path, name, scanned.names, mapped=stored and path.suffix != ".safetensors" and str(path).isprintable()
+    )
 
 
 def _check_records(archive: zipfile.ZipFile, name: str) -> None:
@@ -173,103 +155,131 @@ def read_legacy(path: Path, name: str, size: int, head: bytes) -> dict[str, Any]
     if any(magic.startswith(head) for magic in magics):
         raise cut_short(name, size)
     by_torch = any(head.startswith(magic) for magic in magics)
-    scanned: list[tuple[set[str], int]] = []
+    whole = _Scanned()
     with path.open("rb") as file:
         try:
             for _ in range(5 if by_torch else 1):
-                scanned.append(_globals(file))
+                scanned = _scan(file)
+                whole.names |= scanned.names
+                whole.protocol = max(whole.protocol, scanned.protocol)
+                whole.fault = whole.fault or scanned.fault
         except Exception as error:  # whatever the bytes make it raise
             if file.tell() >= size:
                 raise cut_short(name, size) from error
             raise UserError(f"{name} is a damaged pickle ({plain(error, 80)}); {_AGAIN}") from error
-    found = set().union(*(names for names, _ in scanned))
-    if by_torch:
-        _refuse_code(found, max(protocol for _, protocol in scanned), name)
-    else:
-        _refuse_code(found, 2, name)
+    if not by_torch:
+        _refuse_code(_Scanned(whole.names), name)
         raise UserError(f"{name} is a pickle that torch.save did not write, which is not read; {_RESAVE}")
-    return _load(path, name, found, mapped=False)
+    if tarfile.is_tarfile(path):  # which torch.load would unpack, as its oldest form
+        raise UserError(f"{name} is a tar archive that begins as a pickle, which no weights do; {_AGAIN}")
+    _refuse_code(whole, name)
+    return _load(path, name, whole.names, mapped=False)
 
 
-def _globals(stream: IO[bytes]) -> tuple[set[str], int]:
-    """Full names of what a pickle would import, and its protocol, found without running it."""
-    found: set[str] = set()
-    protocol, previous = 0, None
+def _scan(stream: IO[bytes]) -> _Scanned:
+    """What a pickle would do, found without running it.
+
+    Raises:
+        Exception: Of any kind, if the bytes are no whole pickle.
+    """
+    found, machine, previous = _Scanned(), Machine(), None
     texts, memo = ["", ""], []  # from protocol 4 on, module and name are the two texts before
     for opcode, value, _ in pickletools.genops(stream):
+        if found.fault is None:
+            try:
+                machine.step(opcode.name, value)
+            except Unfit as error:
+                found.fault = str(error)
+            except (IndexError, KeyError):
+                found.fault = "takes what was never there"
         if opcode.name == "MEMOIZE":
             memo.append(previous)
         elif "BINGET" in opcode.name and value < len(memo):
             value = memo[value]
         if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
-            module, _, attribute = value.partition(" ") if value else (texts[0], "", texts[1])
-            module, attribute = NAME_MAPPING.get((module, attribute), (IMPORT_MAPPING.get(module, module), attribute))
-            found.add(f"{module}.{attribute}")
+            module, _, attribute = value.partition(" ") if value else (str(texts[0]), "", str(texts[1]))
+            found.names.add(full_name(module, attribute))
             value = None
         elif opcode.name == "PROTO":
-            protocol = value
+            found.protocol = max(found.protocol, value)
         elif isinstance(value, str):
             texts = [texts[1], value]
         previous = value
-    return found, protocol
+    return found
 
 
-def _is_known(full: str) -> bool:
-    """Whether a name is of a known container, which a stand-in may replace."""
-    if not all(part.isidentifier() for part in full.split(".")):
-        return False
-    packages = tuple(f"{package}." for package in _PACKAGES)
-    return full in _NAMES or full.rpartition(".")[0] in _MODULES or full.startswith(packages)
-
-
-def _refuse_code(found: set[str], protocol: int, name: str) -> None:
-    unknown = sorted(n for n in found if not _is_known(n) and n not in _READ and not n.startswith("torch."))
+def _refuse_code(scanned: _Scanned, name: str) -> None:
+    unknown = sorted(n for n in scanned.names if not (has_stand_in(n) or n in READ or n.startswith("torch.")))
     if unknown:
         raise _holds_code(unknown, name)
-    if protocol > 3:  # what PyTorch's restricted reader knows no operations of
+    if scanned.protocol > 3:  # what PyTorch's restricted reader knows no operations of
         raise UserError(
-            f"{name} is written in pickle protocol {protocol}, expected torch.save's own, 2, which alone can be read "
-            f"without running code; {_RESAVE}"
+            f"{name} is written in pickle protocol {scanned.protocol}, expected torch.save's own, 2, which alone can "
+            f"be read without running code; {_RESAVE}"
+        )
+    if scanned.fault == WHOLE_MODEL:
+        raise UserError(f"{name} holds a whole model, expected its weights alone; {_RESAVE}")
+    if scanned.fault:
+        raise UserError(
+            f"{name} is refused: its pickle {scanned.fault}, which no weights need; nothing of it was run; it is "
+            f"damaged or made to do harm; {_AGAIN}, or {_RESAVE}"
         )
 
 
 def _holds_code(unknown: list[str], name: str) -> UserError:
+    unknown = sorted(unknown, key=lambda full: not _RUNS_CODE.match(full))
     listed = ", ".join(plain(n, 80) for n in unknown[:3]) + (f" and {len(unknown) - 3} more" if unknown[3:] else "")
-    return UserError(
-        f"{name} is refused, since opening it could run code: it names {listed}, which weights do not need; nothing "
-        f"of it was run; {_RESAVE}"
-    )
-
-
-def _stand_in(full: str) -> type:
-    module, _, attribute = full.rpartition(".")
-    base = _InertMapping if attribute in _MAPPINGS else _InertList if attribute in _LISTS else Inert
-    # The class bears the name itself, since torch 2.6 does not take pairs of a class and a name.
-    return type(attribute, (base,), {"__module__": module, "__qualname__": attribute})
+    if _RUNS_CODE.match(unknown[0]):
+        return UserError(
+            f"{name} is refused, since opening it could run code: it names {listed}, which weights do not need; "
+            f"nothing of it was run; {_RESAVE}"
+        )
+    kind = "which is not known to be harmless" if len(unknown) == 1 else "which are not known to be harmless"
+    return UserError(f"{name} is refused: it names {listed}, {kind}; nothing of it was run; {_RESAVE}")
 
 
 def _load(path: Path, name: str, found: set[str], mapped: bool) -> dict[str, Any]:
     """Read a file of ``torch.save``, with stand-ins for those of the names ``found`` that are of known containers."""
-    passed_over = sorted(n for n in found - _READ if _is_known(n))
+    passed_over = sorted(n for n in found if has_stand_in(n))
     try:
-        with torch.serialization.safe_globals([_stand_in(n) for n in passed_over]), path.open("rb") as file:
-            content = torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
+        with path.open("rb") as file:
+            source = path if mapped else file
+            if passed_over:
+                content = torch.load(
+                    source, map_location="cpu", weights_only=False, pickle_module=stand_ins, mmap=mapped
+                )
+            else:
+                content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+        check_nesting(content)
     except OSError:
         raise
     except Exception as error:  # whatever the bytes make it raise
-        if refused := re.search(r"GLOBAL (\S+)", str(error)):
-            raise _holds_code([refused[1]], name) from error
-        if "persistent_load of storage" in str(error):
-            raise UserError(f"{name} holds a whole model, expected its weights alone; {_RESAVE}") from error
-        if isinstance(error, EOFError) or "unexpected EOF" in str(error):
-            raise cut_short(name, path.stat().st_size) from error
-        reason = plain(str(error).rpartition("WeightsUnpickler error: ")[2], 120)
-        raise UserError(
-            f"{name} cannot be read as tensors and plain values ({type(error).__name__}: {reason}): it is damaged or "
-            f"holds what only its program can read; get the file again, or {_RESAVE}"
-        ) from error
+        raise _not_loaded(error, path, name) from error
     if passed_over:
-        log.info("%s: passed over what is not weights: %s", name, ", ".join(passed_over))
+        more = f" and {len(passed_over) - 50} more" if passed_over[50:] else ""
+        listed = ", ".join(plain(n, 80) for n in passed_over[:50])
+        log.info("%s: passed over what is not weights: %s%s", name, listed, more)
     if not isinstance(content, dict):
         raise UserError(f"{name} holds {kind_of(content)}, expected a dict of tensors; {_RESAVE}")
     return items(content)
+
+
+def _not_loaded(error: Exception, path: Path, name: str) -> UserError:
+    text = plain(error, 1000)
+    if refused := re.search(r"GLOBAL (\S+)", text):
+        return _holds_code([refused[1]], name)
+    if isinstance(error, Unfit):
+        return UserError(f"{name} is refused: its content {text}, which no weights need; {_RESAVE}")
+    if "explicit pickle_module" in text:  # torch.load's refusal of any other reader than its own
+        variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+        return UserError(
+            f"{name} holds objects beside its tensors, which cannot be passed over while the environment sets "
+            f"{variable}={plain(os.environ.get(variable), 20)}; unset it, or {_RESAVE}"
+        )
+    if isinstance(error, EOFError) or "unexpected EOF" in text:
+        return cut_short(name, path.stat().st_size)
+    reason = plain(text.rpartition("WeightsUnpickler error: ")[2], 120)
+    return UserError(
+        f"{name} cannot be read as tensors and plain values ({type(error).__name__}: {reason}): it is damaged or "
+        f"holds what only its program can read; {_AGAIN}, or {_RESAVE}"
+    )
