@@ -17,9 +17,12 @@ from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from torch import Tensor, nn
 
 from icda.errors import UserError
-from icda.weights.layouts import DEPTHS, layout_of, to_timm, width_of
+from icda.weights.fill import misfits
+from icda.weights.layouts import DEPTHS, belongs, examples, layout_of, shapes_in, to_timm, width_of
 
 __all__ = ["MixTransformer"]
+
+_FIRST = "patch_embed.proj.weight"
 
 
 class MixTransformer(PyramidVisionTransformerV2):
@@ -43,24 +46,27 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
 
     Raises:
         UserError: If the layout is not known, or an entry of the model's encoder is missing, which timm would not
-            notice in a ``features_only`` model.
+            notice in a ``features_only`` model, or has another size, or there are more blocks.
     """
     state = state_dict.get("state_dict", state_dict)
     state = {name.removeprefix("segformer."): value for name, value in state.items()}
     layout = layout_of(state)
     if layout is None:
         raise UserError(
-            f"the pretrained weights are not those of a MiT: their names are such as {list(state)[:2]}; "
-            "expected are names of the SegFormer authors' mit_b*.pth or of a Hugging Face SegFormer"
+            f"the pretrained weights are not those of a MiT: their names are such as {examples(state)}; expected are "
+            "names of the SegFormer authors' mit_b*.pth or of a Hugging Face SegFormer"
         )
-    state = {re.sub(r"^classifier\.", "head.", name): value for name, value in to_timm(state, layout).items()}
-    own = [name for name in model.state_dict() if not name.startswith("head.")]
-    if missing := [name for name in own if name not in state]:
+    renamed = {re.sub(r"^classifier\.", "head.", name): value for name, value in to_timm(state, layout).items()}
+    shapes = {name: tuple(t.shape) for name, t in model.state_dict().items() if not name.startswith("head.")}
+    if (first := renamed.get(_FIRST)) is not None and first.ndim == 4:  # timm makes it take other numbers of channels
+        shapes[_FIRST] = (shapes[_FIRST][0], *first.shape[1:2], *shapes[_FIRST][2:])
+    given = {name: value for name, value in state.items() if belongs(name, layout)}
+    if wrong := misfits(given, shapes_in(shapes, layout)):
         raise UserError(
-            f"the pretrained weights lack {len(missing)} of {len(own)} entries of the encoder, the first is "
-            f"{missing[0]}; get the file anew, or give model.encoder.weights=PATH of a whole one"
+            f"the pretrained weights do not fit the encoder: {wrong}; get the file anew, or give "
+            "model.encoder.weights=PATH of a whole one"
         )
-    return state
+    return renamed
 
 
 def _cfg(name: str) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import timm
 import torch
@@ -13,8 +14,12 @@ from icda.errors import UserError
 from icda.models.daformer_head import DAFormerHead
 from icda.models.dar import DAR
 from icda.weights.encoder import fill_encoder
+from icda.weights.foreign import plain
 from icda.weights.packages import fill_from_package
 from icda.weights.pretrained import fill_from_timm
+
+WEIGHTS = ("none", "timm", "package")
+"""What ``model.encoder.weights`` takes beside the path of a file."""
 
 
 def create_encoder(name: str, weights: str = "none", **options: object) -> nn.Module:
@@ -35,6 +40,7 @@ def create_encoder(name: str, weights: str = "none", **options: object) -> nn.Mo
         UserError: If timm does not know the name, the model does not offer four maps, or the weights cannot be
             had or do not fill the whole encoder.
     """
+    _check_weights(weights)
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('_')[0]}*")[:8]
         raise UserError(
@@ -64,6 +70,21 @@ def create_encoder(name: str, weights: str = "none", **options: object) -> nn.Mo
     elif weights != "none":
         fill_encoder(encoder, name, weights)
     return encoder
+
+
+def _check_weights(weights: object) -> None:
+    """Refuse a setting that is neither one of the words nor can be a path."""
+    words = "give timm, package, none for random weights, or the PATH of a weights file"
+    if weights is None or not str(weights).strip():
+        what = "null" if weights is None else "empty"
+        raise UserError(f"model.encoder.weights is {what}; give none for random weights, or timm, package or a PATH")
+    if not isinstance(weights, str | Path):
+        raise UserError(f"model.encoder.weights={plain(weights, 80)} is {type(weights).__name__}, not text; {words}")
+    word = str(weights)
+    if word not in WEIGHTS and word == Path(word).stem and not Path(word).exists():
+        raise UserError(
+            f"model.encoder.weights={plain(word, 80)} is no known word, nor is there such a file; {words}"
+        )
 
 
 @torch.inference_mode()

@@ -15,10 +15,11 @@ from torch import Tensor
 from icda.config import ModelConfig, build_group
 from icda.data.classes import CITYSCAPES, ClassSet
 from icda.errors import UserError
-from icda.interop import is_published, load_published, read_published
+from icda.interop import is_published, read_published
 from icda.models import SegmentationModel, build_model
 from icda.versions import versions
 from icda.weights.files import read_weights
+from icda.weights.fill import misfits
 from icda.weights.foreign import plain
 
 FORMAT = 2  # 1: without metrics and versions
@@ -264,10 +265,11 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu", teacher: 
     with_dar = any(name.startswith("dar.") for name in state)
     try:
         model = build_student(typed_model_config(config), len(classes), with_dar, pretrained=False)
-        model.load_state_dict(state)
-    except RuntimeError as error:  # other names or sizes, or sizes that no memory holds
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the weights in {path} do not fit the model in its configuration: {reason}") from error
+    except RuntimeError as error:  # a size that no memory holds
+        raise UserError(f"the model in the configuration of {path} cannot be built: {plain(error, 200)}") from error
+    if problem := misfits(state, model.state_dict(), counters=True):
+        raise UserError(f"the weights in {path} do not fit the model in its configuration: {problem}")
+    model.load_state_dict(state)
     return Trained(model.to(device).eval(), classes, config, content["step"], content["trained_frames"])
 
 
@@ -280,7 +282,7 @@ def _load_published(content: dict[str, Any], path: Path, device: torch.device | 
             f"{CITYSCAPES.name} that the published ICDA has; such a file does not name its classes: start a training "
             "from it with init=PATH, or read it with icda.interop.load_published"
         )
-    model = load_published(content, len(CITYSCAPES), teacher=teacher, name=str(path))
+    model = published.model(teacher)
     config = OmegaConf.create({"data_dir": "data", "dataset": {"name": None, "val": {"size": list(_PUBLISHED_SIZE)}}})
     return Trained(model.to(device).eval(), CITYSCAPES, config, published.step, {})
 

@@ -15,6 +15,7 @@ from icda.errors import UserError
 from icda.interop import read_published
 from icda.models import SegmentationModel
 from icda.training import checkpoint
+from icda.weights.fill import misfits
 
 log = logging.getLogger(__name__)
 
@@ -114,16 +115,10 @@ class Start:
         Raises:
             UserError: If entries are missing, unknown, or of another size.
         """
-        own = module.state_dict()
-        misfits = {
-            "missing": [name for name in own if name not in state],
-            "unknown": [name for name in state if name not in own],
-            "of another size": [name for name in own if name in state and state[name].shape != own[name].shape],
-        }
-        if counts := [f"{len(names)} {what} such as {names[0]}" for what, names in misfits.items() if names]:
+        if problem := misfits(state, module.state_dict(), counters=True):
             raise UserError(
-                f"{self.setting} is {self.what}; its {part} is not the one of this configuration: of {len(own)} "
-                f"entries {', '.join(counts)}; give {self.settings}"
+                f"{self.setting} is {self.what}; its {part} is not the one of this configuration: {problem}; give "
+                f"{self.settings}"
             )
         module.load_state_dict(dict(state))
 

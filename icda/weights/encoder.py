@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
 
 from icda.errors import UserError
-from icda.weights.files import read_weights, tensors_of
-from icda.weights.fill import fill, set_normalisation
+from icda.weights.files import STATE_KEYS, read_weights, tensors_of
+from icda.weights.fill import fill, misfits, set_normalisation
+from icda.weights.foreign import plain
 from icda.weights.layouts import (
     DEPTHS,
     NORM_EPS,
     belongs,
     encoders_in,
     eps_remark,
+    examples,
+    shapes_in,
     shapes_of,
     some,
     to_timm,
@@ -37,17 +42,23 @@ _STUDENT = re.compile(
     r"(?:module\.|_orig_mod\.|model\.)*(?:backbone\.|segformer\.|encoder\.)?(?:module\.|_orig_mod\.)*"
 )
 
-# What checkpoints hold beside the trained network, below WRAPPERS: copies of it, alignment, metrics, counters.
+# Copies of the trained network, below WRAPPERS: mean teachers and frozen ImageNet encoders, part by part.
+_COPY = re.compile(
+    r"(?:(?:m_|imnet_|(?:ema|imnet)_model\.)backbone\.(?P<encoder>.+)"
+    r"|m_(?:head|dat|hrda_scale_attention)\..+"
+    r"|(?:ema|imnet)_model\.(?:decode_head|auxiliary_head)\..+)"
+)
+
+# What checkpoints hold beside the networks, below WRAPPERS: Refign's alignment network, metrics, counters.
 TRAINING_STATE = re.compile(
-    r"(?:m|ema|imnet|alignment)_\w+\..*"  # mean teachers, frozen ImageNet encoders, Refign's alignment network
-    r"|(?:valid|val|test|train)_metrics\..*|loss\..*|data_preprocessor\..*"
-    r"|epoch|iter|global_step"
+    r"alignment_(?:backbone|head)\..+|(?:valid|val|test|train)_metrics\..+|loss\.weight"
+    r"|data_preprocessor\.(?:mean|std)|epoch|iter|global_step"
 )
 
 # What trained networks have beside the encoder, below WRAPPERS.
 _BESIDE = re.compile(
-    r"(?:head|decode_head|auxiliary_head|classifier|segmentation_head|decoder|dat|dar|hrda_scale_attention)\..*"
-    r"|mean|std|.*\.num_batches_tracked"
+    r"(?:head|decode_head|auxiliary_head|classifier|segmentation_head|decoder|dat|dar|hrda_scale_attention)\..+"
+    r"|mean|std"
 )
 _WEIGHT = re.compile(r"(?:^|\.)(?:weight|bias|running_mean|running_var)$")
 _CLASSIFIER = re.compile(r"(?:head|classifier)\.(?:weight|bias)")  # of the ImageNet files, below the encoder's prefix
@@ -83,8 +94,8 @@ def as_float32(state: Mapping[str, Tensor], called: str) -> dict[str, Tensor]:
     """
     if odd := [n for n, value in state.items() if _WEIGHT.search(n) and not value.is_floating_point()]:
         raise UserError(
-            f"{called} holds no weights to compute with: {odd[0]} is {state[odd[0]].dtype}, expected floating-point "
-            "numbers; give the file before it was quantised"
+            f"{called} holds no weights to compute with: {plain(odd[0], 100)} is {state[odd[0]].dtype}, expected "
+            "floating-point numbers; give the file before it was quantised"
         )
     result = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
     if broken := [name for name, value in result.items() if not value.isfinite().all()]:
@@ -114,7 +125,7 @@ def encoder_weights(tensors: Mapping[str, Tensor], called: str) -> EncoderWeight
         inner = re.sub(r"^stages_(\d)\.", r"stages.\1.", inner) if layout == "timm" else inner
         if belongs(inner, layout):
             own[inner] = value
-        elif _CLASSIFIER.fullmatch(inner) or _is_known(name):
+        elif _CLASSIFIER.fullmatch(inner) or _is_known(name, layout):
             unused.append(name)
         else:
             unknown.append(name)
@@ -123,19 +134,47 @@ def encoder_weights(tensors: Mapping[str, Tensor], called: str) -> EncoderWeight
             f"{called} has entries that belong neither to a MiT in the layout {layout} nor to a known checkpoint "
             f"around it: {some(unknown)}; give an unchanged file of MiT weights"
         )
-    state = to_timm(own, layout)
     try:
-        variant = variant_of(state)
+        variant = variant_of(to_timm({n: value.to("meta") for n, value in own.items()}, layout), layout)
     except ValueError as error:
         raise UserError(f"{called} does not hold the weights of a whole MiT: {error}") from None
-    _check(state, shapes_of(variant), called, variant)
-    return EncoderWeights(as_float32(state, called), variant, layout, tuple(unused))
+    given = {f"{prefix}{n}": value for n, value in own.items()}  # as the file calls them
+    if wrong := misfits(given, {f"{prefix}{n}": size for n, size in shapes_in(shapes_of(variant), layout).items()}):
+        raise UserError(f"{called} are not weights of {variant}: {wrong}; give a whole file of {variant}")
+    own = {name.removeprefix(prefix): value for name, value in as_float32(given, called).items()}
+    return EncoderWeights(to_timm(own, layout), variant, layout, tuple(unused))
 
 
-def _is_known(name: str) -> bool:
-    """Whether an entry is one of those that checkpoints hold beside the encoder."""
+def _is_known(name: str, layout: str) -> bool:
+    """Whether an entry is one of those that checkpoints hold beside an encoder of this layout."""
     name = WRAPPERS.sub("", name)
+    if match := _COPY.fullmatch(name):
+        return match["encoder"] is None or belongs(match["encoder"], layout)
     return bool(_BESIDE.fullmatch(name) or TRAINING_STATE.fullmatch(name))
+
+
+def log_passed_over(called: str, names: Iterable[str], content: Mapping[str, Any]) -> None:
+    """Say in one line of the log what of a file is not used, nothing if all is.
+
+    Args:
+        called: What messages call the file.
+        names: The entries of the state dict that are not used.
+        content: What the file holds, of which all but the state dict and plain values is passed over.
+    """
+    counts = Counter(_group(WRAPPERS.sub("", name)) for name in names)
+    said = [f"{plain(group, 40)} ({n} {'entry' if n == 1 else 'entries'})" for group, n in counts.items()]
+    nested = {key: value for key, value in content.items() if isinstance(value, Mapping | list | tuple) and value}
+    state = next((key for key in STATE_KEYS if isinstance(nested.get(key), Mapping)), None)
+    said += [plain(key, 40) for key in nested if key != state]
+    if said:
+        more = f" and {len(said) - 20} more" if said[20:] else ""
+        _LOG.info("%s: passed over: %s%s", called, ", ".join(said[:20]), more)
+
+
+def _group(name: str) -> str:
+    """What a log calls an entry and its like."""
+    match = re.match(r"m_|(?:ema|imnet)_model\.|imnet_|alignment_", name)
+    return f"{match[0]}*" if match else name.partition(".")[0]
 
 
 def _pick(tensors: Mapping[str, Tensor], called: str) -> tuple[str, str]:
@@ -145,33 +184,18 @@ def _pick(tensors: Mapping[str, Tensor], called: str) -> tuple[str, str]:
     if len(trained) == 1:
         return trained[0], found[trained[0]]
     if trained:
-        raise UserError(f"{called} holds {len(trained)} MiT encoders ({', '.join(trained)}); give a file of one")
+        raise UserError(f"{called} holds {len(trained)} MiT encoders ({examples(trained)}); give a file of one")
     if found:
+        copies = all(_COPY.fullmatch(WRAPPERS.sub("", f"{prefix}x")) for prefix in found)
+        what = "a mean teacher or a frozen copy, not the trained encoder" if copies else "no trained encoder's name"
         raise UserError(
-            f"{called} holds a MiT only under {', '.join(found)}, which is no trained encoder's name; expected its "
-            "entries bare or under backbone., segformer. or encoder."
+            f"{called} holds a MiT only under {examples(found)}, which is {what}; expected its entries bare or under "
+            "backbone., segformer. or encoder."
         )
     raise UserError(
-        f"{called} holds no MiT encoder: none of its {len(tensors)} entries, such as "
-        f"{', '.join(list(tensors)[:3]) or 'none'}, is a first patch embedding (patch_embed1., layers.0.0., "
-        "encoder.patch_embeddings.0.); give weights of mit_b0 .. mit_b5"
+        f"{called} holds no MiT encoder: none of its {len(tensors)} entries, such as {examples(tensors)}, is a first "
+        "patch embedding (patch_embed1., layers.0.0., encoder.patch_embeddings.0.); give weights of mit_b0 .. mit_b5"
     )
-
-
-def _check(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], called: str, name: str) -> None:
-    """Refuse weights that lack an entry of a model, or have it in another size."""
-    missing = [n for n in expected if n not in state and not n.endswith("num_batches_tracked")]
-    wrong = [n for n in expected if n in state and tuple(state[n].shape) != tuple(expected[n])]
-    if missing or wrong:
-        example = (
-            f"{wrong[0]} is {tuple(state[wrong[0]].shape)}, expected {tuple(expected[wrong[0]])}"
-            if wrong
-            else f"missing are {some(missing)}"
-        )
-        raise UserError(
-            f"{called} are not weights of {name}: {len(missing)} of {len(expected)} entries are missing and "
-            f"{len(wrong)} have another size; {example}; give a whole file of {name}"
-        )
 
 
 def read_encoder(path: str | Path) -> EncoderWeights:
@@ -186,13 +210,16 @@ def read_encoder(path: str | Path) -> EncoderWeights:
 
     Returns:
         The weights, complete and in float32. How the layout's own implementation differs in the eps of its norms is
-        said by ``icda.weights.layouts.eps_remark``.
+        said by ``icda.weights.layouts.eps_remark``. What of the file is not used is logged.
 
     Raises:
         UserError: If it cannot be read, holds no MiT, lacks weights or has more, of any size, than a MiT has, has
             entries that are not known, or values that are not finite.
     """
-    return encoder_weights(tensors_of(read_weights(path), str(path)), str(path))
+    content = read_weights(path)
+    weights = encoder_weights(tensors_of(content, str(path)), str(path))
+    log_passed_over(str(path), weights.unused, content)
+    return weights
 
 
 def fill_encoder(encoder: nn.Module, name: str, path: str | Path) -> None:
@@ -210,7 +237,8 @@ def fill_encoder(encoder: nn.Module, name: str, path: str | Path) -> None:
             that are not known.
     """
     called = f"model.encoder.weights={path}"
-    tensors = tensors_of(read_weights(path, called), called)
+    content = read_weights(path, called)
+    tensors = tensors_of(content, called)
     if name.split(".")[0] in DEPTHS:
         weights = encoder_weights(tensors, called)
         if weights.variant != name.split(".")[0]:
@@ -220,22 +248,31 @@ def fill_encoder(encoder: nn.Module, name: str, path: str | Path) -> None:
             )
         if NORM_EPS[weights.layout] != NORM_EPS["timm"]:
             _LOG.info("%s: %s", called, eps_remark(weights.layout))
-        state = weights.state
+        state, unused = weights.state, weights.unused
     else:
-        state = as_float32(_of_timm(tensors, name, encoder, called), called)
-    fill(encoder, state, f"{called} are not weights of {name}", f"give a file of {name}")
+        state, unused = _of_timm(tensors, name, encoder, called)
+        state = as_float32(state, called)
+    unused += fill(encoder, state, f"{called} are not weights of {name}", f"give a file of {name}")
     if {"mean", "std"} <= tensors.keys():  # of a checkpoint of ours, whose encoder may want other inputs than timm's
         set_normalisation(encoder, tensors["mean"].tolist(), tensors["std"].tolist())
+        unused = tuple(n for n in unused if n not in ("mean", "std"))
+    log_passed_over(called, unused, content)
 
 
-def _of_timm(tensors: Mapping[str, Tensor], name: str, encoder: nn.Module, called: str) -> dict[str, Tensor]:
-    """The entries of a file under timm's names, without any prefix; ones that the model does not have are refused."""
+def _of_timm(
+    tensors: Mapping[str, Tensor], name: str, encoder: nn.Module, called: str
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The entries of a file under timm's names, without any prefix, and the names of what a checkpoint of ours has.
+
+    Entries that the model does not have are refused.
+    """
     own = set(encoder.state_dict())
     prefix = re.compile(r"^(?:module\.|_orig_mod\.)+")
     state = {prefix.sub("", given): value for given, value in tensors.items()}
+    beside: tuple[str, ...] = ()
     if any(n.startswith("encoder.") for n in state) and not any(n.startswith("encoder.") for n in own):
-        inside = {n: value for n, value in state.items() if not _is_known(n)}  # a checkpoint of ours
-        state = {n.removeprefix("encoder."): value for n, value in inside.items()}
+        beside = tuple(n for n in state if _is_known(n, "timm"))
+        state = {n.removeprefix("encoder."): value for n, value in state.items() if not _is_known(n, "timm")}
     whole = _entries_of(name)
     state = {n if n in own or n in whole else n.removeprefix("model."): value for n, value in state.items()}
     unknown = [n for n in state if not (n in own or n in whole or n.endswith("num_batches_tracked"))]
@@ -244,7 +281,7 @@ def _of_timm(tensors: Mapping[str, Tensor], name: str, encoder: nn.Module, calle
             f"{called} are not weights of {name}: there are entries that it does not have, {some(unknown)}; give a "
             f"file of {name} under timm's names"
         )
-    return state
+    return state, beside
 
 
 def _entries_of(name: str) -> set[str]:

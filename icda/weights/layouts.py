@@ -17,6 +17,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from icda.weights.foreign import plain
+
 DEPTHS: dict[str, tuple[int, int, int, int]] = {
     "mit_b0": (2, 2, 2, 2),
     "mit_b1": (2, 2, 2, 2),
@@ -319,11 +321,23 @@ def eps_remark(layout: str) -> str:
     )
 
 
-def variant_of(state: Mapping[str, Tensor]) -> str:
+def shapes_in(shapes: Mapping[str, Sequence[int]], layout: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a layout.
+
+    Args:
+        shapes: Names of ``MixTransformer`` and shapes (see ``shapes_of``).
+        layout: One of ``LAYOUTS``.
+    """
+    empty = {name: torch.empty(tuple(shape), device="meta") for name, shape in shapes.items()}
+    return {name: tuple(value.shape) for name, value in from_timm(empty, layout).items()}
+
+
+def variant_of(state: Mapping[str, Tensor], layout: str = "timm") -> str:
     """The MiT size whose weights these are, read off the shapes and the numbers of blocks.
 
     Args:
         state: Names of ``MixTransformer`` (see ``to_timm``).
+        layout: Under whose names the message speaks of blocks, one of ``LAYOUTS``.
 
     Returns:
         ``mit_b0`` .. ``mit_b5``.
@@ -356,8 +370,8 @@ def variant_of(state: Mapping[str, Tensor]) -> str:
 
     near = min(sizes, key=distance)
     pairs = list(enumerate(zip(found, DEPTHS[near], strict=True)))
-    lacking = [f"stages.{s}.blocks.{i}" for s, (blocks, n) in pairs for i in range(n) if i not in blocks]
-    beyond = [f"stages.{s}.blocks.{i}" for s, (blocks, n) in pairs for i in sorted(blocks) if i >= n]
+    lacking = [_block(s, i, layout) for s, (blocks, n) in pairs for i in range(n) if i not in blocks]
+    beyond = [_block(s, i, layout) for s, (blocks, n) in pairs for i in sorted(blocks) if i >= n]
     said = [f"{what} {some(names)}" for what, names in (("lacks", lacking), ("has beyond it", beyond)) if names]
     raise ValueError(
         f"no MiT has width {width} and {depths} blocks; nearest is {near} with {DEPTHS[near]}: "
@@ -365,9 +379,17 @@ def variant_of(state: Mapping[str, Tensor]) -> str:
     )
 
 
+def _block(stage: int, block: int, layout: str) -> str:
+    """The beginning of the names of a block's entries."""
+    template = _TABLE[2][LAYOUTS.index(layout)]
+    return template.format(s=stage, t=stage + 1, i=block).rsplit(".", 2)[0]
+
+
 def some(names: Sequence[str]) -> str:
-    """How many names there are and the first few, for a message: ``5 (a, b, c, ...)``."""
-    if not names:
-        return "0"
-    first = [name if len(name) <= 100 else f"{name[:97]}..." for name in names[:3]]
-    return f"{len(names)} ({', '.join(first)}{', ...' if len(names) > 3 else ''})"
+    """How many names there are and the first few, for a message: ``5 (a, b, c, ...)``; they may be a stranger's."""
+    return f"{len(names)} ({examples(names)}{', ...' if len(names) > 3 else ''})" if names else "0"
+
+
+def examples(names: Iterable[str]) -> str:
+    """The first three of names that may be a stranger's, for a message: ``a, b, c``."""
+    return ", ".join(plain(name, 80) for name, _ in zip(names, range(3), strict=False)) or "none"

@@ -19,6 +19,7 @@ from torch import nn
 from icda.errors import UserError
 from icda.weights.files import read_weights, tensors_of
 from icda.weights.fill import fill
+from icda.weights.foreign import plain
 
 SECONDS = 10.0  # to wait for the hub's first answer
 
@@ -52,7 +53,7 @@ def fill_from_timm(encoder: nn.Module, name: str) -> None:
     except UserError:
         raise
     except Exception as error:  # whatever a download or a damaged file raises
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        reason = f"{type(error).__name__}: {plain(error, 200)}"
         raise UserError(_how_to_get(name, config, reason)) from error
     fill(encoder, whole.state_dict(), f"timm's weights of {name} do not fill the encoder", "choose another encoder")
 
@@ -88,7 +89,7 @@ def _why_unreachable(config: PretrainedCfg) -> str:
     except HfHubHTTPError:
         return ""  # an answer, if not the one hoped for; timm's download will say more
     except Exception as error:  # the HTTP library's, which differs with the hub's version
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+        return f"{type(error).__name__}: {plain(error, 100)}"
     return ""
 
 

@@ -1,21 +1,125 @@
 """The names of the published ICDA's networks and ours, in both directions.
 
-Published are ``backbone`` (MiT), ``head`` (DAFormer's) and ``dat`` (DAR); ours are those of ``SegmentationModel``.
+The published checkpoint names its parts ``backbone`` (MiT), ``head`` (DAFormer's) and ``dat`` (DAR); the teacher's
+parts carry the prefix ``m_``, the frozen ImageNet encoder is ``imnet_backbone``. DAFormer's checkpoints name the same
+parts ``model.backbone`` and ``model.decode_head``, the teacher ``ema_model``, the frozen encoder
+``imnet_model.backbone``. Ours are those of ``SegmentationModel``.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 
 from torch import Tensor
 
 from icda.errors import UserError
-from icda.weights.layouts import from_timm, layout_of, rename_published, some
+from icda.weights.encoder import TRAINING_STATE, WRAPPERS
+from icda.weights.foreign import plain
+from icda.weights.layouts import examples, from_timm, layout_of, rename_published, some, width_of
 
 # Entries of the published DAR that its forward pass never reads.
 UNUSED = re.compile(r"^dat\.stages\.\d\.attns\.(0\.relative_position_(bias_table|index)|1\.norm2\.(weight|bias))$")
+
+
+def unused_shapes(variant: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the entries ``UNUSED``: windows of 4 x 4 cells, 4 and 8 heads, norms of a head's width."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for stage, (factor, heads) in enumerate(((5, 4), (8, 8))):
+        attention, width = f"dat.stages.{stage}.attns", width_of(variant) * factor // heads
+        shapes[f"{attention}.0.relative_position_bias_table"] = (49, heads)
+        shapes[f"{attention}.0.relative_position_index"] = (16, 16)
+        shapes |= {f"{attention}.1.norm2.{leaf}": (width,) for leaf in ("weight", "bias")}
+    return shapes
+
+
+# An entry of a checkpoint below WRAPPERS: whose it is, its part, and its name within.
+_ENTRY = re.compile(
+    r"(?P<owner>m_(?=backbone|head|dat)|imnet_(?=backbone)|ema_model\.|imnet_model\.)?"
+    r"(?P<part>backbone|head|decode_head|dat)\.(?P<rest>.+)"
+)
+_OWNERS = {None: "student", "m_": "teacher", "ema_model.": "teacher", "imnet_": "frozen", "imnet_model.": "frozen"}
+
+
+@dataclass
+class Network:
+    """The entries of one network in a checkpoint.
+
+    Attributes:
+        tensors: Under the published names, ``backbone.*``, ``head.*`` and ``dat.*``.
+        given: The file's name of each.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    given: dict[str, str] = field(default_factory=dict)
+
+    def has(self, part: str) -> bool:
+        """Whether there are entries of a part, ``backbone``, ``head`` or ``dat``."""
+        return any(name.startswith(f"{part}.") for name in self.tensors)
+
+    def as_given(self, name: str) -> str:
+        """The name in the file that a published name has, or would have if it were there."""
+        if name in self.given:
+            return self.given[name]
+        part = name.partition(".")[0]
+        near = next((n for n in self.given if n.startswith(f"{part}.")), None)
+        if near is not None:
+            return self.given[near].removesuffix(near.removeprefix(f"{part}.")) + name.removeprefix(f"{part}.")
+        other = next(iter(self.given.items()), ("backbone.", "backbone."))
+        found = re.fullmatch(r"(.*?)(decode_)?(?:backbone|head|dat)\..*", other[1])
+        before = found[1] if found else ""
+        daformer = part == "head" and before.endswith("model.")
+        return f"{before}{'decode_' if daformer else ''}{name}"
+
+
+def networks_in(tensors: Mapping[str, Tensor], called: str) -> tuple[dict[str, Network], tuple[str, ...]]:
+    """The networks in a checkpoint, under the published names.
+
+    Args:
+        tensors: Entries under the file's names.
+        called: What messages call the file.
+
+    Returns:
+        The networks ``student``, ``teacher`` and ``frozen``, which may be empty; and the names of entries that such
+        checkpoints have beside them.
+
+    Raises:
+        UserError: If an entry is none of such a checkpoint, or there twice.
+    """
+    networks = {owner: Network() for owner in ("student", "teacher", "frozen")}
+    beside, unknown = [], []
+    for name, value in tensors.items():
+        bare = WRAPPERS.sub("", name)
+        if match := _ENTRY.fullmatch(bare):
+            network = networks[_OWNERS[match["owner"]]]
+            published = f"{match['part'].removeprefix('decode_')}.{match['rest']}"
+            if published in network.tensors:
+                twice = f"{plain(network.given[published], 100)} and {plain(name, 100)}"
+                raise UserError(f"{called} holds one entry under two names, {twice}; give a file of one network")
+            network.tensors[published], network.given[published] = value, name
+        else:
+            (beside if TRAINING_STATE.fullmatch(bare) else unknown).append(name)
+    if unknown and networks["student"].has("backbone"):
+        raise UserError(
+            f"{called} has entries that no published ICDA or DAFormer checkpoint has: {some(unknown)}; expected "
+            "backbone.*, head.*, dat.*, copies of them (m_*, imnet_backbone.*), alignment_* and metrics"
+        )
+    return networks, tuple(beside)
+
+
+def holds_network(names: list[str]) -> bool:
+    """Whether entries are those of a published network or its kin: an encoder, and another part or network.
+
+    Args:
+        names: As a file has them.
+    """
+    bare = [WRAPPERS.sub("", name) for name in names]
+    found = {(match["owner"], match["part"]) for name in bare if (match := _ENTRY.fullmatch(name))}
+    hub = any(n.startswith("segformer.") for n in bare)  # Hugging Face's SegFormer
+    return len(found | {(None, "backbone")} if hub else found) > 1 and (hub or any(p == "backbone" for _, p in found))
+
 
 # Published beginning of a name, and ours; the first row that fits counts, in both directions.
 _ASPP = "head.fuse_layer.aspp_modules."
@@ -101,7 +205,7 @@ def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     encoder = {re.sub(r"^stages_(\d)", r"stages.\1", n): t for n, t in encoder.items()}
     if layout_of(encoder) != "timm":
         raise UserError(
-            f"the model's encoder is no MiT, its entries are such as {some(list(encoder))}; the published layout has "
+            f"the model's encoder is no MiT, its entries are such as {examples(encoder)}; the published layout has "
             "names for mit_b0 .. mit_b5 alone"
         )
     result = {f"backbone.{n}": t for n, t in from_timm(encoder, "segformer").items()}

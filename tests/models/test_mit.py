@@ -111,13 +111,22 @@ def test_weights_of_the_segformer_authors_are_read_through_timm(tmp_path):
 def test_a_file_that_lacks_weights_is_refused_although_timm_would_not_notice(tmp_path):
     state = {k: v for k, v in timm.create_model("mit_b0").state_dict().items() if "stages.3.blocks.1.mlp" not in k}
     overlay = {"state_dict": state}
-    with pytest.raises(
-        UserError, match=r"lack 6 of 176 entries of the encoder, the first is stages\.3\.blocks\.1\.mlp"
-    ):
+    with pytest.raises(UserError, match=r"of 176 entries 6 missing such as stages\.3\.blocks\.1\.mlp"):
         timm.create_model("mit_b0", pretrained=True, features_only=True, pretrained_cfg_overlay=overlay)
+    larger = timm.create_model("mit_b0", embed_dims=(32, 64, 160, 128)).state_dict()
+    with pytest.raises(UserError, match=r"of another size such as stages\.3\..* instead of \(256"):
+        checkpoint_filter_fn(larger, timm.create_model("mit_b0"))
     overlay = {"state_dict": timm.create_model("resnet18").state_dict()}
-    with pytest.raises(UserError, match=r"not those of a MiT: their names are such as \['conv1\.weight'"):
+    with pytest.raises(UserError, match=r"not those of a MiT: their names are such as conv1\.weight, "):
         timm.create_model("mit_b0", pretrained=True, features_only=True, pretrained_cfg_overlay=overlay)
+
+
+def test_other_numbers_of_channels_stay_possible():
+    donor = timm.create_model("mit_b0")
+    encoder = timm.create_model(
+        "mit_b0", pretrained=True, in_chans=1, pretrained_cfg_overlay={"state_dict": donor.state_dict()}
+    )
+    torch.testing.assert_close(encoder.patch_embed.proj.weight, donor.patch_embed.proj.weight.sum(1, keepdim=True))
 
 
 def test_pretrained_weights_are_the_segformer_authors():

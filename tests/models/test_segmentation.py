@@ -84,6 +84,22 @@ def test_files_that_do_not_fit(tmp_path):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("weights", [None, "", "  ", "Timm", "imagenet", 3, "evil\n\x1b[2J"])
+def test_words_that_are_no_weights(weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^model\.encoder\.weights") as caught:
+        create_encoder("mit_b0", weights=weights)
+    assert str(caught.value).isprintable()
+    for word in ("none for random weights", "timm", "package", "PATH"):
+        assert word in str(caught.value)
+
+
+def test_a_file_without_an_ending_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(timm.create_model("mit_b0").state_dict(), "imagenet")
+    create_encoder("mit_b0", weights="imagenet")
+
+
 def test_random_weights_are_random():
     torch.manual_seed(0)
     first, second = (create_encoder("mit_b0", weights="none").patch_embed.proj.weight for _ in range(2))

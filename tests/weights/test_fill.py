@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import timm
 import torch
 
 from icda.errors import UserError
-from icda.weights.fill import fill, set_normalisation
+from icda.weights.fill import fill, misfits, set_normalisation
 
 NAMES = (
     "resnet18",  # the names of the whole model
@@ -40,8 +42,10 @@ def test_all_or_nothing():
         state.pop(name)
         if value is not None:
             state[name] = value
-        number = "1 of 120 entries are missing and 0" if value is None else "0 of 120 entries are missing and 1"
-        with pytest.raises(UserError, match=rf"^a file: {number} have another shape, the first is {name}; do this$"):
+        number = (
+            f"1 missing such as {name}" if value is None else f"1 of another size such as {name} with (3,) instead"
+        )
+        with pytest.raises(UserError, match=rf"^a file: of 120 entries {re.escape(number)}.*; do this$"):
             fill(encoder, state, "a file", "do this")
         assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
 
@@ -53,3 +57,28 @@ def test_normalisation_is_set_for_one_model_alone():
     assert first.pretrained_cfg["mean"] == first.default_cfg["mean"] == (0.1, 0.2, 0.3)
     assert first.pretrained_cfg["std"] == (0.4, 0.5, 0.6)
     assert second.pretrained_cfg["mean"] == before
+
+
+def test_misfits_are_counted_by_kind_with_the_first_example_of_each():
+    shapes = {"a": (2, 3), "b": torch.zeros(4), "bn.num_batches_tracked": ()}
+    fits = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
+    assert misfits(fits, shapes) == "" and misfits({**fits, "bn.num_batches_tracked": torch.tensor(0)}, shapes) == ""
+    assert misfits(fits, shapes, counters=True) == "of 3 entries 1 missing such as bn.num_batches_tracked"
+    state = {"a": torch.zeros(3, 2), "c\n\x1b[31m" + "x" * 500: torch.zeros(1)}
+    said = misfits(state, shapes)
+    assert said.startswith("of 3 entries 1 missing such as b, 1 unknown such as c [31mxxx")
+    assert said.endswith("..., 1 of another size such as a with (3, 2) instead of (2, 3)")
+    assert said.isprintable() and len(said) < 300
+
+
+def test_what_a_whole_file_lacks_is_named_as_the_file_would():
+    encoder = timm.create_model("convnext_atto", features_only=True)
+    for given, expected in ((timm.create_model("convnext_atto"), "stages.1."), (encoder, "stages_1.")):
+        state = {n: t for n, t in given.state_dict().items() if not n.startswith(expected)}
+        with pytest.raises(UserError, match=rf"missing such as {re.escape(expected)}"):
+            fill(encoder, state, "a file", "do this")
+
+
+def test_what_is_not_taken_is_told():
+    whole = timm.create_model("resnet18").state_dict()
+    assert fill(timm.create_model("resnet18", features_only=True), whole, "a", "b") == ("fc.weight", "fc.bias")

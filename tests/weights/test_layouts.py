@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 
 import pytest
@@ -24,9 +25,12 @@ from icda.weights.layouts import (
     LAYOUTS,
     NORM_EPS,
     eps_remark,
+    examples,
     from_timm,
     layout_of,
+    shapes_in,
     shapes_of,
+    some,
     to_timm,
     variant_of,
     width_of,
@@ -310,3 +314,22 @@ def test_other_names_and_lone_halves_are_left_as_they_are():
     assert "stages.0.blocks.0.attn.kv.weight" not in ours
     assert "encoder.block.0.0.attention.self.key.weight" in ours
     assert F.mse_loss(ours["patch_embed.proj.weight"], hub["encoder.patch_embeddings.0.proj.weight"]) == 0
+
+
+@pytest.mark.parametrize(("layout", "block"), [("timm", "stages.2.blocks.1"), ("huggingface", "encoder.block.2.1")])
+def test_a_missing_block_is_named_as_in_the_layout(layout, block):
+    state = {n: t for n, t in meta("mit_b0").items() if not n.startswith("stages.2.blocks.1.")}
+    with pytest.raises(ValueError, match=rf"it lacks 1 \({re.escape(block)}\)$"):
+        variant_of(state, layout)
+
+
+@pytest.mark.parametrize("layout", ["segformer", "mmseg", "huggingface", "huggingface5"])
+def test_shapes_in_a_layout_are_those_of_its_tensors(layout):
+    there = from_timm(meta("mit_b1"), layout)
+    assert shapes_in(shapes_of("mit_b1"), layout) == {n: tuple(t.shape) for n, t in there.items()}
+
+
+def test_names_of_strangers_in_messages():
+    names = ["a\nb\x1b[2J", "x" * 1000, "c", "d"]
+    assert some(names).isprintable() and len(some(names)) < 120 and some(names).startswith("4 (a b [2J, xxx")
+    assert some([]) == "0" and examples([]) == "none" and examples(iter("abcd")) == "a, b, c"
