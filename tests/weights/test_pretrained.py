@@ -78,6 +78,7 @@ def assert_is(state: dict[str, torch.Tensor], segformer: SegformerForImageClassi
         torch.testing.assert_close(mine, other.reshape(mine.shape), rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow  # libraries read their environment when they are imported: a process of its own
 def test_from_the_cache_without_a_network(tmp_path, segformer):
     segformer.save_pretrained(snapshot(tmp_path, "nvidia/mit-b0"))
     assert_is(create("mit_b0", tmp_path, HF_HUB_OFFLINE="1")[0], segformer)
@@ -121,6 +122,7 @@ def hub(tmp_path, segformer) -> Iterator[str]:
 NOTHING = "http://127.0.0.1:9"  # an address that nothing listens at
 
 
+@pytest.mark.slow  # libraries read their environment when they are imported: a process of its own
 def test_by_download_and_then_from_the_cache(tmp_path, segformer, hub):
     assert_is(create("mit_b0", tmp_path, HF_ENDPOINT=hub)[0], segformer)
     assert (tmp_path / "hub" / "models--nvidia--mit-b0" / "snapshots" / COMMIT / "pytorch_model.bin").is_file()
