@@ -23,8 +23,10 @@ except ImportError:  # Windows
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
-TEMPORARY = re.compile(r"\.[0-9a-f]{12}\.tmp")
-"""Names of files that are being written; one that stays was left by a process that was killed."""
+TEMPORARY = re.compile(r"\.(?:.+\.)?[0-9a-f]{12}\.tmp", re.DOTALL)
+"""Names of files that are being written; one that stays was left by a process that was killed. Earlier versions did
+not name the file that was to be."""
+_NAMED = 50  # characters of a file's name in its temporary one: 200 bytes in UTF-8, where file systems take 255
 ABANDONED_AFTER = 3600.0
 """Seconds after which a file that is still being written belongs to a process that was killed."""
 TRANSLATIONS = "translations"
@@ -116,7 +118,7 @@ def whole_file(path: Path, mtime_ns: int | None = None) -> Iterator[BinaryIO]:
         The file to write to.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{secrets.token_hex(6)}.tmp")
+    temporary = path.with_name(f".{path.name[:_NAMED]}.{secrets.token_hex(6)}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+import icda
 from icda.errors import UserError
 from icda.export.graph import INPUT, InferenceGraph
 from icda.models.segmentation import SMALLEST_SIDE
@@ -27,6 +28,7 @@ METADATA_KEY = "icda"
 METADATA_FILE = "icda.json"
 """Name of that text among the extra files of TorchScript and torch.export."""
 ONNX_LIMIT = 2**31  # bytes of a protobuf message
+_VERSIONS = (".data/version", "version")  # where an archive of PyTorch has its version; the writer adds its own
 
 Run = Callable[[Tensor], Tensor]
 """Takes and gives what ``InferenceGraph.forward`` does."""
@@ -41,7 +43,8 @@ class Format:
         write: Writes a graph and its metadata to an open file.
         load: Reads a file; returns what runs it, and its metadata.
         packages: What has to be installed beside the requirements.
-        smallest_side: Pixels: the smallest height and width of a picture that the file takes.
+        smallest_side: Pixels: a height and width from which on the file takes pictures, whatever the encoder; of pt2
+            a bound that all encoders meet that were tried, some take smaller ones (see ``exported_program``).
     """
 
     suffixes: tuple[str, ...]
@@ -86,13 +89,22 @@ def _quiet() -> Iterator[None]:
 def exported_program(graph: InferenceGraph) -> torch.export.ExportedProgram:
     """The graph as a program of torch.export, for any batch and any picture of 64 pixels a side or more.
 
-    Below 64 pixels some map has a single cell, which PyTorch treats as a case of its own.
+    Below 64 pixels some map has a single cell, which PyTorch treats as a case of its own. The program runs on any
+    device that it is moved to, and holds no lines and paths of the source code.
     """
     dynamic = torch.export.Dim.DYNAMIC  # a Dim with bounds would have to be proven for conditions on nested divisions
     with _quiet(), torch.no_grad():
-        return torch.export.export(
+        program = torch.export.export(
             graph, (graph.example(),), dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},), strict=False
         )
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            # It stays for the type, so that float pictures are refused; the device is the one of the export.
+            node.kwargs = {key: value for key, value in node.kwargs.items() if key != "device"}
+    program.graph.lint()
+    program.graph_module.recompile()
+    return program
 
 
 def _write_onnx(graph: InferenceGraph, metadata: dict[str, Any], file: BinaryIO) -> None:
@@ -112,6 +124,8 @@ def _write_onnx(graph: InferenceGraph, metadata: dict[str, Any], file: BinaryIO)
     assert program is not None
     proto = program.model_proto
     _strip(proto)
+    proto.producer_name, proto.producer_version, proto.model_version = "icda", icda.__version__, 1
+    proto.graph.name = "icda"
     onnx.helper.set_model_props(proto, {METADATA_KEY: json.dumps(metadata)})
     if proto.ByteSize() >= ONNX_LIMIT:
         raise UserError(
@@ -143,10 +157,29 @@ def _load_onnx(path: Path) -> tuple[Run, dict[str, Any]]:
 
 
 def _write_torchscript(graph: InferenceGraph, metadata: dict[str, Any], file: BinaryIO) -> None:
+    whole = io.BytesIO()
     with _quiet(), torch.no_grad():
         # Its own check traces twice at one size; icda.export.check runs the file at other sizes, which tells more.
         traced = torch.jit.trace(graph, graph.example(), check_trace=False)
-        torch.jit.save(traced, file, _extra_files={METADATA_FILE: json.dumps(metadata)})
+        torch.jit.save(traced, whole, _extra_files={METADATA_FILE: json.dumps(metadata)})
+    whole.seek(0)
+    _copy_without_sources(whole, file)
+
+
+def _copy_without_sources(archive: BinaryIO, file: BinaryIO) -> None:
+    """Copy a TorchScript archive without the records that tell which line of which file on this machine made what.
+
+    ``torch.jit.save`` has no switch for them. PyTorch's own reader and writer of archives, with which ``torch.load``
+    and ``torch.save`` work, keep the alignment of tensors and the version, after which operators are read.
+    """
+    reader, writer = torch._C.PyTorchFileReader(archive), torch._C.PyTorchFileWriter(file)
+    version = next(name for name in _VERSIONS if reader.has_record(name))
+    writer.set_min_version(int(reader.get_record(version)))
+    for name in reader.get_all_records():
+        if name not in _VERSIONS and not name.endswith(".debug_pkl"):
+            record = reader.get_record(name)
+            writer.write_record(name, record, len(record))
+    writer.write_end_of_file()
 
 
 def _load_torchscript(path: Path) -> tuple[Run, dict[str, Any]]:

@@ -58,7 +58,8 @@ class InferenceGraph(nn.Module):
 
         Args:
             images: (B, 3, H, W), RGB; uint8 from 0 to 255 with ``normalize``, else float32, scaled to 0..1 and
-                normalised with the model's mean and deviation. H and W: 32 pixels or more, odd ones as well.
+                normalised with the model's mean and deviation. H and W: 32 pixels or more, odd ones as well. Files
+                of ONNX and torch.export refuse other types; with ``normalize``, TorchScript takes floats of 0..255.
 
         Returns:
             With ``argmax`` train ids (B, H, W) uint8, of equal logits the first class; else logits (B, C, H, W)

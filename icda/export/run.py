@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from icda.export.formats import FORMATS
 from icda.export.graph import INPUT, InferenceGraph
 from icda.export.settings import WEIGHTS, ExportConfig, validate_export
 from icda.export.weights import FOLDER_FILES, LAYOUTS, encoder_name, write_weights
+from icda.prediction.inputs import training_size
 from icda.training.checkpoint import Trained, find, load_trained
 from icda.versions import versions
 
@@ -50,20 +54,27 @@ def export(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         FORMATS[config.format].require(config.format)
     if config.output is not None:
         _check_output(config, Path(config.output).expanduser())
-    trained = load_trained(config.ckpt, "cpu", config.teacher)
+    checkpoint = find(config.ckpt)
+    trained = load_trained(checkpoint, "cpu", config.teacher)
     path = folder / _default_name(config, trained) if config.output is None else Path(config.output).expanduser()
     _check_output(config, path)
-    metadata = metadata_of(trained, config)
-    if config.format == WEIGHTS:
-        results: list[Compared] = []
-        sentences = write_weights(trained.model, config.layout, path, metadata, trained.classes)
-        sentences.append(f"for {LAYOUTS[config.layout].loaded_by}")
-    else:
-        results, sentences = _write_graph(config, trained, path, metadata), []
+    metadata = metadata_of(trained, config, checkpoint)
+    results: list[Compared] = []
+    with _writing_to(path):
+        if config.format == WEIGHTS:
+            sentences = write_weights(trained, config.layout, path, metadata)
+            sentences.append(f"for {LAYOUTS[config.layout].reader(encoder_name(trained.model), path)}")
+        else:
+            results, sentences = _write_graph(config, trained, path, metadata), []
+    if (pixels := metadata["trained_pixels"]) is not None:
+        sentences.append(
+            f"give pictures of about {pixels} pixels, as in training; then resize the labels back, nearest"
+        )
     report = {
         "format": config.format,
         "layout": config.layout,
         "file": str(path),
+        "checkpoint": str(checkpoint),
         "megabytes": _bytes_of(path) / 1e6,
         "agreement": agreement(results) if results else None,
         "checks": [result.plain() for result in results],
@@ -111,18 +122,28 @@ def _write_graph(config: ExportConfig, trained: Trained, path: Path, metadata: d
     return results
 
 
-def metadata_of(trained: Trained, config: ExportConfig) -> dict[str, Any]:
-    """What a file says about itself, as values for JSON: classes, colours, normalisation, input, output, origin."""
+def metadata_of(trained: Trained, config: ExportConfig, checkpoint: Path) -> dict[str, Any]:
+    """What a file says about itself, as values for JSON: classes, colours, normalisation, input, output, origin.
+
+    Args:
+        trained: What the checkpoint holds.
+        config: How it is exported.
+        checkpoint: Its file.
+    """
     graph = config.format != WEIGHTS
+    with checkpoint.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "icda_version": icda.__version__,
-        "checkpoint": Path(config.ckpt).name,
+        "checkpoint": checkpoint.name,
+        "checkpoint_sha256": digest,
         "step": trained.step,
         "network": "teacher" if config.teacher else "student",
         "encoder": encoder_name(trained.model),
         "classes": asdict(trained.classes),
         "mean": trained.model.mean.tolist(),
         "std": trained.model.std.tolist(),
+        "trained_pixels": training_size(trained.config).area,
         **(_interface(trained, config) if graph else {}),
     }
 
@@ -159,8 +180,29 @@ def _default_name(config: ExportConfig, trained: Trained) -> str:
     return f"{name}_{config.layout}{layout.suffixes[0] if layout.suffixes else ''}"
 
 
+@contextmanager
+def _writing_to(path: Path) -> Iterator[None]:
+    """Turn what the operating system refuses into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror or error}; give another place, as output="
+        ) from error
+
+
 def _check_output(config: ExportConfig, path: Path) -> None:
     """Refuse a place that the file cannot have, before any work is done."""
+    with _writing_to(path):
+        _check_name(config, path)
+        # The nearest folder that is there; what is missing below it is made when there is something to write.
+        first = (path if path.is_dir() else path.parent).absolute()
+        holder = next(parent for parent in (first, *first.parents) if parent.exists())
+        with tempfile.TemporaryFile(dir=holder):
+            pass
+
+
+def _check_name(config: ExportConfig, path: Path) -> None:
     of_weights = config.format == WEIGHTS
     suffixes = LAYOUTS[config.layout].suffixes if of_weights else FORMATS[config.format].suffixes
     what = f"layout={config.layout}" if of_weights else f"format={config.format}"

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import timm
 import torch
 from safetensors.torch import save as safetensors_bytes
-from torch import Tensor, nn
+from torch import Tensor
 
 from icda.data.classes import ClassSet
 from icda.data.prepared import whole_file
 from icda.errors import UserError
 from icda.export.formats import METADATA_KEY
+from icda.export.graph import LEVELS
 from icda.interop import to_published
 from icda.models import DAR, DAFormerHead, SegmentationModel
+from icda.training.checkpoint import Trained, typed_model_config
 from icda.weights.layouts import DEPTHS, eps_remark, from_timm, layout_of, variant_of, width_of
 
-FOLDER_FILES = ("config.json", "model.safetensors")
+FOLDER_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 """What the folder of ``layout=huggingface`` holds."""
 
 
@@ -33,24 +36,37 @@ class Layout:
     Attributes:
         suffixes: Endings of its file; the first is given to one that nobody named. Empty: it is a folder.
         mit: Whether it has names for MiT encoders alone.
-        loaded_by: What reads it, for the log.
+        loaded_by: What reads it, for the log, with places for what ``reader`` fills in.
     """
 
     suffixes: tuple[str, ...]
     mit: bool
     loaded_by: str
 
+    def reader(self, name: str, path: Path) -> str:
+        """What reads a file that was written, to be copied as it is.
+
+        Args:
+            name: Of the encoder.
+            path: Of the file or folder.
+        """
+        # Plain timm has no MiT; importing icda.models registers them.
+        modules = "timm, icda.models" if name in DEPTHS else "timm"
+        return self.loaded_by.format(name=name, path=str(path.absolute()), modules=modules)
+
 
 _PTH = (".pth", ".pt")
 LAYOUTS: dict[str, Layout] = {
-    "huggingface": Layout((), True, "transformers.SegformerModel.from_pretrained(FOLDER)"),
-    "mmseg": Layout(_PTH, True, "MMSegmentation: backbone.init_cfg=dict(type='Pretrained', checkpoint=FILE)"),
-    "segformer": Layout(_PTH, True, "whatever takes the SegFormer authors' mit_b*.pth: SegFormer, DAFormer, HRDA"),
-    "published": Layout((".ckpt", *_PTH), True, "the published ICDA, and icda.interop.load_published(FILE)"),
+    "huggingface": Layout((), True, "transformers.SegformerModel.from_pretrained({path!r})"),
+    "mmseg": Layout(_PTH, True, "MMSegmentation: backbone.init_cfg=dict(type='Pretrained', checkpoint={path!r})"),
+    "segformer": Layout(_PTH, True, "what takes the SegFormer authors' {name}.pth: SegFormer, DAFormer, HRDA"),
+    "published": Layout((".ckpt", *_PTH), True, "the published ICDA, and icda.interop.load_published({path!r})"),
     "timm": Layout(
         (".safetensors",),
         False,
-        "timm.create_model(NAME).load_state_dict(..., strict=False), and icda's model.encoder.weights=FILE",
+        "icda's model.encoder.weights={path}, and timm: import {modules}; timm.create_model({name!r}, "
+        "features_only=True, pretrained=True, pretrained_cfg_overlay=dict(file={path!r})) - timm itself does not "
+        "tell of entries that are missing",
     ),
 }
 """By the name that ``layout=`` takes."""
@@ -76,17 +92,14 @@ def encoder_state(model: SegmentationModel) -> dict[str, Tensor]:
     return named
 
 
-def write_weights(
-    model: SegmentationModel, layout: str, path: Path, metadata: dict[str, Any], classes: ClassSet
-) -> list[str]:
+def write_weights(trained: Trained, layout: str, path: Path, metadata: dict[str, Any]) -> list[str]:
     """Write a model's weights in a layout; a file appears whole or not at all.
 
     Args:
-        model: On the CPU.
+        trained: The model, on the CPU, its label space, and the configuration of its training.
         layout: One of ``LAYOUTS``; all but ``published`` hold the encoder alone.
         path: The file, or for ``huggingface`` the folder.
         metadata: Plain values; kept by ``timm`` and ``huggingface``.
-        classes: Its label space.
 
     Returns:
         Sentences for the log.
@@ -94,62 +107,56 @@ def write_weights(
     Raises:
         UserError: If the layout has no names for this encoder, or no place for the settings of head and DAR.
     """
-    if layout == "published":
-        state = to_published(model.state_dict())
-        _require_published_structure(model)
-        step = {} if metadata["step"] is None else {"global_step": metadata["step"]}
-        with whole_file(path) as file:
-            _save_pth({"state_dict": state, **step}, file)
-        dar = "with DAR" if model.dar is not None else "without DAR, since the model has none"
-        return [f"holds encoder, head and, {dar}, as backbone.*, head.* and dat.*", eps_remark("segformer")]
+    model = trained.model
     state = encoder_state(model)
     if LAYOUTS[layout].mit and layout_of(state) != "timm":
         raise UserError(
             f"layout={layout} has names for the MiT encoders {', '.join(DEPTHS)} alone, the model's encoder is "
             f"{encoder_name(model)}; give layout=timm"
         )
+    if layout == "published":
+        _require_published_structure(trained)
+        published = to_published(model.state_dict())
+        step = {} if metadata["step"] is None else {"global_step": metadata["step"]}
+        with whole_file(path) as file:
+            torch.save({"state_dict": published, **step}, file)
+        dar = "with DAR" if model.dar is not None else "without DAR, since the model has none"
+        return [f"holds encoder, head and, {dar}, as backbone.*, head.* and dat.*", eps_remark("segformer")]
     if layout == "timm":
         with whole_file(path) as file:
             _save_safetensors(state, metadata, file)
         return [f"holds the encoder {encoder_name(model)}, without anything behind its last map"]
     named = from_timm(state, layout)
     if layout == "huggingface":
-        _write_folder(path, named, huggingface_config(variant_of(state), classes), metadata)
+        configs = huggingface_config(variant_of(state), trained.classes), preprocessor_config(model)
+        _write_folder(path, named, configs, metadata)
     else:
         with whole_file(path) as file:
-            _save_pth(named, file)
+            torch.save(named, file)
     return [f"holds the encoder {variant_of(state)}, without the head, which is DAFormer's", eps_remark(layout)]
 
 
-def _require_published_structure(model: SegmentationModel) -> None:
-    """Refuse a head or a DAR that readers of a published checkpoint, which holds weights alone, build otherwise."""
-    widths = model.encoder.feature_info.channels()
-    with torch.device("meta"):
-        head = DAFormerHead(widths, model.num_classes, model.head.classifier.in_channels)
-        dar = DAR(widths) if model.dar is not None else None
-    for name, own, published in (("head", model.head, head), ("dar", model.dar, dar)):
-        if own is not None and _structure(own) != _structure(published):
-            raise UserError(
-                f"layout=published holds the published network alone, but this model's {name} has other settings "
-                f"than model.{name} of conf/model/icda_daformer.yaml; give layout=segformer for its encoder"
-            )
+def _require_published_structure(trained: Trained) -> None:
+    """Refuse a head or a DAR that readers of a published checkpoint, which holds weights alone, build otherwise.
 
-
-def _structure(module: nn.Module) -> list[object]:
-    """Shapes of all weights, and all numbers that a module keeps but those that matter in training alone."""
-    training_only = ("training", "p", "drop_prob", "inplace")
-    plain = (bool, int, float, str, tuple)
-    numbers = [
-        (name, key, value)
-        for name, child in module.named_modules()
-        for key, value in vars(child).items()
-        if isinstance(value, plain) and key not in training_only
-    ]
-    return [*numbers, *((name, value.shape) for name, value in module.state_dict().items())]
-
-
-def _save_pth(content: dict[str, Any], file: BinaryIO) -> None:
-    torch.save(content, file)
+    They take the head's width from the weights, and what matters in training alone is no part of the network.
+    """
+    if "model" not in trained.config:  # a published one
+        return
+    config = typed_model_config(trained.config)
+    parts = {"head": (config.head, DAFormerHead, ("channels", "dropout"))}
+    if trained.model.dar is not None:
+        parts["dar"] = (config.dar, DAR, ("drop_path",))
+    for name, (settings, kind, free) in parts.items():
+        published = {key: parameter.default for key, parameter in inspect.signature(kind).parameters.items()}
+        for key, value in asdict(settings).items():
+            default = list(published[key]) if isinstance(published[key], tuple) else published[key]
+            if key not in free and value != default:
+                raise UserError(
+                    f"layout=published holds the published network alone, but this model has model.{name}.{key}="
+                    f"{value} instead of conf/model/icda_daformer.yaml's {default}; give layout=segformer for "
+                    "its encoder"
+                )
 
 
 def _save_safetensors(state: dict[str, Tensor], metadata: dict[str, Any], file: BinaryIO) -> None:
@@ -158,12 +165,15 @@ def _save_safetensors(state: dict[str, Tensor], metadata: dict[str, Any], file: 
     file.write(safetensors_bytes({name: value.contiguous() for name, value in state.items()}, texts))
 
 
-def _write_folder(folder: Path, state: dict[str, Tensor], config: dict[str, Any], metadata: dict[str, Any]) -> None:
-    """Both files are whole before either gets its name."""
-    config_file, weights_file = (folder / name for name in FOLDER_FILES)
-    with _new_folder(folder), whole_file(config_file) as text, whole_file(weights_file) as file:
-        _save_safetensors(state, metadata, file)
-        text.write((json.dumps(config, indent=2) + "\n").encode())
+def _write_folder(
+    folder: Path, state: dict[str, Tensor], configs: tuple[dict[str, Any], ...], metadata: dict[str, Any]
+) -> None:
+    """All files are whole before one gets its name."""
+    with _new_folder(folder), ExitStack() as stack:
+        *texts, weights = (stack.enter_context(whole_file(folder / name)) for name in FOLDER_FILES)
+        _save_safetensors(state, metadata, weights)
+        for text, config in zip(texts, configs, strict=True):
+            text.write((json.dumps(config, indent=2) + "\n").encode())
 
 
 @contextmanager
@@ -209,4 +219,24 @@ def huggingface_config(variant: str, classes: ClassSet) -> dict[str, Any]:
         "id2label": {str(i): name for i, name in enumerate(classes.names)},
         "label2id": {name: i for i, name in enumerate(classes.names)},
         "torch_dtype": "float32",
+    }
+
+
+def preprocessor_config(model: SegmentationModel) -> dict[str, Any]:
+    """What ``preprocessor_config.json`` of transformers' SegFormer holds: how pictures are normalised.
+
+    Pictures keep their size; that of training is not known to transformers.
+
+    Args:
+        model: Its mean and deviation are written.
+    """
+    return {
+        "image_processor_type": "SegformerImageProcessor",
+        "do_resize": False,
+        "do_rescale": True,
+        "rescale_factor": 1 / LEVELS,
+        "do_normalize": True,
+        "image_mean": model.mean.tolist(),
+        "image_std": model.std.tolist(),
+        "do_reduce_labels": False,
     }

@@ -19,6 +19,7 @@ from icda.data.stream import normalize
 from icda.inference import segment
 from icda.models import SegmentationModel, build_model
 from icda.training import checkpoint
+from icda.training.checkpoint import Trained
 
 SMALL = "test_resnet"
 """The smallest encoder of timm with four maps at the strides that the head needs."""
@@ -61,17 +62,28 @@ def batch(
     return levels, torch.stack(entering), np.stack(labels)
 
 
-def save_checkpoint(path: Path, encoder: str, with_dar: bool = False, **options: Any) -> Path:
-    """Writes a checkpoint whose student and teacher are ``make_model`` with seeds 0 and 1."""
-    options = {"dilations": (1, 3), "mlp_ratio": 1, **options}
+def make_config(encoder: str, dilations: tuple[int, ...] = (1, 3), mlp_ratio: int = 1) -> dict[str, Any]:
+    """The configuration of ``make_model``, and the size that pictures were trained at."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         changes = ["model.encoder.weights=none", f"model.encoder.name={encoder}", "model.head.channels=8"]
-        changes += ["model.encoder.drop_path_rate=null", f"model.dar.mlp_ratio={options['mlp_ratio']}"]
-        changes += [f"model.head.dilations={list(options['dilations'])}"]
+        changes += ["model.encoder.drop_path_rate=null", f"model.dar.mlp_ratio={mlp_ratio}"]
+        changes += [f"model.head.dilations={list(dilations)}"]
         model = compose("train", changes).model
+    dataset = {"name": "demo", "val": {"size": [360, 480]}}
+    return {"dataset": dataset, "model": OmegaConf.to_container(model)}
+
+
+def make_trained(encoder: str, with_dar: bool = False, **options: Any) -> Trained:
+    """``make_model`` with its configuration."""
+    config = OmegaConf.create(make_config(encoder, **options))
+    return Trained(make_model(encoder, with_dar=with_dar, **options), CITYSCAPES, config, 7, {})
+
+
+def save_checkpoint(path: Path, encoder: str, with_dar: bool = False, **options: Any) -> Path:
+    """Writes a checkpoint whose student and teacher are ``make_model`` with seeds 0 and 1."""
     student, teacher = (make_model(encoder, seed, with_dar, **options).state_dict() for seed in (0, 1))
     content = {
-        "config": {"dataset": {"name": "demo"}, "model": OmegaConf.to_container(model)},
+        "config": make_config(encoder, **options),
         "classes": {**asdict(CITYSCAPES), "palette": [list(color) for color in CITYSCAPES.palette]},
         "step": 7,
         "trained_frames": {},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from export_models import SMALL, make_model
@@ -51,17 +53,57 @@ def test_differing_pixels_are_counted():
     assert [r.differing for r in results] == [7] * 4
     assert agreement(results) == pytest.approx(1 - 28 / 14098)
     assert results[3].agreement == pytest.approx(1 - 7 / 1024)
-    with pytest.raises(UserError, match=r"agree on 99\.8014 % .* expected 99\.99 % .* 1 x 32 x 32 .* 99\.3164 %"):
+    with pytest.raises(UserError, match=r"agree on 99\.3164 % .* 1 x 32 x 32 .* expected 99\.99 %"):
         require_agreement(results, 0.9999, "onnx")
 
 
-def test_logits_are_compared_by_their_labels():
-    model = make_model(SMALL)
+def case(pixels: int, differing: int, logit_difference: float | None = None) -> Compared:
+    return Compared(1, 1, pixels, pixels, differing, 1 - differing / pixels, logit_difference, None, None)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "differing", "least", "good"),
+    [
+        (1024, 1, 0.9999, True),  # a tenth of a pixel is allowed, hence one
+        (1024, 2, 0.9999, False),
+        (1024, 1, 1.0, False),
+        (1024, 0, 1.0, True),
+        (400_000, 40, 0.9999, True),
+        (400_000, 41, 0.9999, False),
+    ],
+)
+def test_each_case_has_to_agree_by_itself(pixels, differing, least, good):
+    results = [case(10**8, 0), case(pixels, differing), case(10**8, 0)]
+    if good:
+        require_agreement(results, least, "onnx")
+    else:
+        with pytest.raises(UserError, match=f"1 x 1 x {pixels} "):
+            require_agreement(results, least, "onnx")
+
+
+@pytest.mark.parametrize("encoder", [SMALL, pytest.param("mit_b0", marks=pytest.mark.slow)])
+def test_logits_are_compared_by_themselves(encoder):
+    model = make_model(encoder)
     graph = InferenceGraph(model, normalize=False, argmax=False)
     settings = {**SETTINGS, "normalizes": False, "argmax": False}
-    assert agreement(compare(model, graph, **settings)) == 1
-    assert agreement(compare(model, lambda images: 2 * graph(images) + 1, **settings)) == 1
+    results = compare(model, graph, **settings)
+    assert agreement(results) == 1 and max(r.logit_difference for r in results) < 1e-4
+    require_agreement(results, 1.0, "onnx")
+    labels_stay = compare(model, lambda images: 2 * graph(images) + 1, **settings)
+    assert agreement(labels_stay) > 0.999 and min(r.logit_difference for r in labels_stay) > 0.5
+    with pytest.raises(UserError, match=r"logits of the onnx graph .* differ by up to .* 1 x 64 x 96 .* 0\.001"):
+        require_agreement(labels_stay, 0.9, "onnx")
+    shifted = compare(model, lambda images: graph(images) + 0.01 * model(images).std(), **settings)
+    assert [r.logit_difference for r in shifted] == pytest.approx([0.01] * 4, rel=0.01)
     assert agreement(compare(model, lambda images: -graph(images), **settings)) < 0.5
+    wrong_type = compare(model, lambda images: graph(images).double(), **settings)
+    assert [(r.differing, r.logit_difference) for r in wrong_type] == [(r.pixels, math.inf) for r in results]
+
+
+@pytest.mark.parametrize("difference", [1.1e-3, math.inf, math.nan])
+def test_logits_that_differ_are_refused(difference):
+    with pytest.raises(UserError, match="logits"):
+        require_agreement([case(9, 0, 1e-3), case(9, 0, difference)], 0.9, "pt2")
 
 
 @pytest.mark.parametrize("spoil", [lambda y: y.long(), lambda y: y[:, 1:], lambda y: y[:1], lambda y: y.float()])
@@ -73,7 +115,7 @@ def test_a_wrong_type_or_shape_counts_as_all_wrong(spoil):
 
 
 def test_one_wrong_case_suffices():
-    good = Compared(1, 540, 960, 518400, 0, 1.0, 1.0, 1.0)
-    bad = Compared(1, 32, 32, 1024, 1024, 0.0, None, None)
+    good = Compared(1, 540, 960, 518400, 0, 1.0, None, 1.0, 1.0)
+    bad = Compared(1, 32, 32, 1024, 1024, 0.0, None, None, None)
     with pytest.raises(UserError, match="1 x 32 x 32"):
         require_agreement([good, good, bad], 0.9999, "pt2")

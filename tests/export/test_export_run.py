@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import fields
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,12 +18,13 @@ from conftest import CONF
 from export_models import SMALL, batch, make_model, save_checkpoint
 
 from icda.cli import run
+from icda.data.prepared import TEMPORARY
 from icda.export import export, formats
 from icda.export import run as export_run
 from icda.export.formats import FORMATS, METADATA_FILE
 from icda.export.graph import EXAMPLE_SIZE
 from icda.export.settings import ExportConfig
-from icda.export.weights import LAYOUTS
+from icda.export.weights import FOLDER_FILES, LAYOUTS
 
 ROOT = Path(__file__).parents[2]
 FAST = "format=torchscript"
@@ -81,11 +83,15 @@ def test_a_graph_its_report_and_its_log(here, ckpt):
     assert metadata["classes"]["palette"][0] == [128, 64, 128]
     assert (metadata["step"], metadata["network"], metadata["encoder"]) == (7, "student", SMALL)
     np.testing.assert_allclose(metadata["mean"], model.mean)
+    assert metadata["trained_pixels"] == 360 * 480
+    assert metadata["checkpoint_sha256"] == sha256(ckpt.read_bytes()).hexdigest()
+    assert report["checkpoint"] == str(ckpt) and metadata["checkpoint"] == "best.pt"
     assert metadata["input"]["dtype"] == metadata["output"]["dtype"] == "uint8"
     levels, _, labels = batch(0, 1, (50, 83), model)
     np.testing.assert_array_equal(run_file(levels).numpy(), labels)
     log = (folder / "export.log").read_text()
     assert re.search(r"1 x 64 x 96 +\d+\.\d{3} s +\d+\.\d{3} s +100\.0000 %", log) and "deprecated" not in log
+    assert "give pictures of about 172800 pixels, as in training; then resize the labels back, nearest" in log
 
 
 def test_the_teacher_and_the_other_input_and_output(here, tmp_path):
@@ -96,6 +102,8 @@ def test_the_teacher_and_the_other_input_and_output(here, tmp_path):
     run_file, metadata = FORMATS["torchscript"].load(target)
     assert metadata["network"] == "teacher" and metadata["output"]["shape"] == ["batch", 19, "height", "width"]
     assert metadata["input"]["dtype"] == "float32"
+    differences = [c["logit_difference"] for c in json.loads((folder / "export.json").read_text())["checks"]]
+    assert len(differences) == 4 and max(differences) < 1e-4
     _, entering, labels = batch(0, 2, (50, 83), make_model(SMALL, seed=1))
     assert np.mean(run_file(entering).argmax(1).numpy() == labels) > 0.9999
 
@@ -104,7 +112,9 @@ def test_onnx(here):
     status, err, folder = here()
     assert status == 0 and err == "", err
     assert written(folder) == ["export.json", f"{SMALL}.onnx"]
-    assert len((folder / "export.log").read_text().splitlines()) == 7  # the file, and a table of six lines
+    assert (
+        len((folder / "export.log").read_text().splitlines()) == 8
+    )  # the file, the size of pictures, and a table of six lines
 
 
 def test_nothing_is_replaced_unasked(here, tmp_path, ckpt):
@@ -124,13 +134,22 @@ def test_a_folder_is_replaced_when_asked_and_other_files_in_it_stay(here, tmp_pa
     assert here(*arguments)[0] == 0
     (tmp_path / "hub" / "notes.txt").write_text("mine")
     status, err, _ = here(*arguments)
-    assert status == 1 and "hub holds config.json, model.safetensors; give overwrite=true" in one_line(err)
+    assert (
+        status == 1
+        and "hub holds config.json, model.safetensors, preprocessor_config.json; give overwrite=true" in one_line(err)
+    )
     assert here(*arguments, "overwrite=true")[0] == 0
-    assert sorted(p.name for p in (tmp_path / "hub").iterdir()) == ["config.json", "model.safetensors", "notes.txt"]
+    assert sorted(p.name for p in (tmp_path / "hub").iterdir()) == sorted([*FOLDER_FILES, "notes.txt"])
 
 
 def spoiled(graph, metadata, file):
     graph.head.classifier.bias += torch.arange(19.0)
+    formats._write_torchscript(graph, metadata, file)
+
+
+def twice_the_logits(graph, metadata, file):
+    graph.head.classifier.weight *= 2
+    graph.head.classifier.bias *= 2
     formats._write_torchscript(graph, metadata, file)
 
 
@@ -145,7 +164,11 @@ def fixed_in_size(graph, metadata, file):
 
 @pytest.mark.parametrize(
     ("writer", "message"),
-    [(spoiled, r"agree on \d+\.\d+ % of the pixels, expected 99.99 %"), (fixed_in_size, "cannot be exported as")],
+    [
+        (twice_the_logits, "logits of the torchscript graph .* differ"),
+        (spoiled, r"agree on \d+\.\d+ % of the pixels of .*, expected 99.99 %"),
+        (fixed_in_size, "cannot be exported as"),
+    ],
 )
 @pytest.mark.filterwarnings("ignore")
 def test_a_graph_that_does_something_else_is_not_kept(here, tmp_path, monkeypatch, writer, message):
@@ -153,10 +176,54 @@ def test_a_graph_that_does_something_else_is_not_kept(here, tmp_path, monkeypatc
     old.write_text("of before")
     broken = formats.Format(("pt",), writer, FORMATS["torchscript"].load)
     monkeypatch.setitem(formats.FORMATS, "torchscript", broken)
-    status, err, folder = here(FAST, f"output={old}", "overwrite=true")
+    logits = ["normalize=false", "argmax=false"] if writer is twice_the_logits else []
+    status, err, folder = here(FAST, f"output={old}", "overwrite=true", *logits)
     assert status == 1 and re.search(message, one_line(err)) and "nothing was written" in err
     assert old.read_text() == "of before" and sorted(p.name for p in tmp_path.iterdir()) == ["old.pt", "run"]
     assert written(folder) == []
+
+
+def test_a_place_that_cannot_be_written_to_is_told_before_any_work(here, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_run, "load_trained", None)  # it is not reached
+    (tmp_path / "file").touch()
+    for output, reason in ((tmp_path / "file/a.pt", "Not a directory"), (tmp_path / f"{'a' * 300}.pt", "too long")):
+        status, err, _ = here(FAST, f"output={output}")
+        assert status == 1 and re.search(f"{output} cannot be written: .*{reason}.*as output=", one_line(err))
+    for layout in ("layout=timm", "layout=huggingface"):
+        target = tmp_path / "no/such/a.safetensors"
+
+        def refuse(dir):
+            assert dir == tmp_path
+            raise PermissionError(13, "Permission denied", f"{dir}/secret")
+
+        monkeypatch.setattr(export_run.tempfile, "TemporaryFile", refuse)
+        status, err, _ = here("format=weights", layout, f"output={target}")
+        assert status == 1 and f"{target} cannot be written: Permission denied; give" in one_line(err)
+        assert "secret" not in err and "hydra" not in err and not (tmp_path / "no").exists()
+
+
+def test_a_full_disk(here, monkeypatch, tmp_path):
+    def full(graph, metadata, file):
+        raise OSError(28, "No space left on device", file.name)
+
+    monkeypatch.setitem(formats.FORMATS, "torchscript", formats.Format((".pt",), full, FORMATS["torchscript"].load))
+    status, err, _ = here(FAST, f"output={tmp_path / 'a.pt'}")
+    assert status == 1 and f"{tmp_path / 'a.pt'} cannot be written: No space left" in one_line(err)
+    assert ".tmp" not in err and "hydra" not in err
+
+
+def test_the_temporary_file_says_whose_it_is(here, monkeypatch, tmp_path):
+    seen = []
+
+    def look(*arguments, **settings):
+        seen.extend(path.name for path in (tmp_path / "there").iterdir())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export_run, "compare", look)
+    for name in ("mine.pt", f"{'名' * 80}.pt"):  # 243 of the 255 bytes that a name may have
+        assert here(FAST, f"output='{tmp_path / 'there' / name}'")[0] == 130
+    assert len(seen) == 2 and all(TEMPORARY.fullmatch(name) for name in seen)  # prepare.py removes such leftovers
+    assert re.fullmatch(r"\.mine\.pt\.[0-9a-f]{12}\.tmp", seen[0]) and seen[1].startswith(".名名")
 
 
 def test_ctrl_c_leaves_nothing(here, monkeypatch):
@@ -175,7 +242,10 @@ def test_weights(here, mit_ckpt, layout):
     report = json.loads((folder / "export.json").read_text())
     assert Path(report["file"]).exists() and report["layout"] == layout and report["agreement"] is None
     assert report["megabytes"] > 13  # 3.3 million parameters of MiT-B0 in float32
-    assert LAYOUTS[layout].loaded_by in (folder / "export.log").read_text()
+    log = (folder / "export.log").read_text()
+    assert LAYOUTS[layout].reader("mit_b0", Path(report["file"])) in log
+    assert layout == "segformer" or report["file"] in log.split("\nfor ")[1]
+    assert not re.search(r"FILE|FOLDER|NAME|[{}]", log)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +254,7 @@ def test_weights(here, mit_ckpt, layout):
         (["format=weights"], "needs a layout; give one of layout=huggingface, mmseg"),
         (["layout=mmseg"], "layout=mmseg is given, but format=onnx"),
         (["format=weights", "layout=mmseg"], "give layout=timm"),
-        (["format=weights", "layout=published"], "is no MiT"),
+        (["format=weights", "layout=published"], "the model's encoder is test_resnet; give layout=timm"),
         (["format=weights", "layout=timm", "argmax=false"], "argmax=false is given, but weights are not run"),
         (["format=tflite"], "format=tflite is out of range; expected one of onnx, torchscript, pt2, weights"),
         (["check_sizes=[[540]]"], "expected [height,width]"),

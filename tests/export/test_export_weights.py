@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import timm
 import torch
-from export_models import SMALL, make_model
+from export_models import SMALL, make_trained
+from omegaconf import OmegaConf
 from safetensors import safe_open
-from transformers import SegformerConfig, SegformerModel
+from transformers import AutoImageProcessor, SegformerConfig, SegformerModel
 
 from icda.data.classes import CITYSCAPES
+from icda.data.stream import normalize
 from icda.errors import UserError
 from icda.export.formats import METADATA_KEY
-from icda.export.weights import LAYOUTS, encoder_state, huggingface_config, write_weights
+from icda.export.weights import FOLDER_FILES, LAYOUTS, encoder_state, huggingface_config, write_weights
 from icda.interop import load_encoder, load_published
 from icda.models import create_encoder
 
@@ -24,12 +30,12 @@ METADATA = {"step": 7, "mean": [0.1, 0.2, 0.3]}
 
 @pytest.fixture(scope="module")
 def mit():
-    return make_model("mit_b0", with_dar=True)
+    return make_trained("mit_b0", with_dar=True)
 
 
-def write(model, layout, folder):
+def write(trained, layout, folder):
     path = folder / f"weights{(LAYOUTS[layout].suffixes or ('',))[0]}"
-    return path, write_weights(model, layout, path, METADATA, CITYSCAPES)
+    return path, write_weights(trained, layout, path, METADATA)
 
 
 def assert_equal_states(got, expected):
@@ -39,7 +45,7 @@ def assert_equal_states(got, expected):
 
 def test_transformers_loads_the_folder(tmp_path, mit):
     folder, sentences = write(mit, "huggingface", tmp_path)
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(FOLDER_FILES)
     assert any("eps" in sentence for sentence in sentences)
     model, info = SegformerModel.from_pretrained(folder, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
@@ -74,13 +80,14 @@ def test_flat_files_come_back_bit_for_bit(tmp_path, mit, layout, count, name):
     assert len(state) == count and name in state
     assert any("same eps" in s if layout == "segformer" else "1e-06" in s for s in sentences)
     encoder = create_encoder("mit_b0", str(path))
-    assert_equal_states(encoder.state_dict(), mit.encoder.state_dict())
+    assert_equal_states(encoder.state_dict(), mit.model.encoder.state_dict())
 
 
 @pytest.mark.parametrize("with_dar", [True, False])
 def test_a_published_checkpoint_is_the_same_network(tmp_path, with_dar):
-    model = make_model("mit_b0", with_dar=with_dar, **PUBLISHED)
-    path, sentences = write(model, "published", tmp_path)
+    trained = make_trained("mit_b0", with_dar=with_dar, **PUBLISHED)
+    model = trained.model
+    path, sentences = write(trained, "published", tmp_path)
     content = torch.load(path, weights_only=True)
     assert content["global_step"] == 7
     parts = {name.split(".")[0] for name in content["state_dict"]}
@@ -88,6 +95,8 @@ def test_a_published_checkpoint_is_the_same_network(tmp_path, with_dar):
     assert ("without DAR" in " ".join(sentences)) != with_dar
     assert torch.equal(content["state_dict"]["head.conv_seg.weight"], model.head.classifier.weight)
     assert_equal_states(load_published(path).state_dict(), model.state_dict())
+    config = OmegaConf.create({"dataset": trained.config.dataset})  # what is known of a published one
+    assert write(replace(trained, config=config), "published", tmp_path / "again")[1] == sentences
 
 
 @pytest.mark.parametrize(
@@ -99,16 +108,20 @@ def test_a_published_checkpoint_is_the_same_network(tmp_path, with_dar):
     ],
 )
 def test_a_published_checkpoint_of_another_network(tmp_path, part, change):
-    model = make_model("mit_b0", with_dar=True, **{**PUBLISHED, **change})
-    with pytest.raises(UserError, match=f"this model's {part} has other settings"):
-        write(model, "published", tmp_path)
+    trained = make_trained("mit_b0", with_dar=True, **{**PUBLISHED, **change})
+    (key,) = change
+    with pytest.raises(
+        UserError, match=rf"this model has model\.{part}\.{key}=.* instead of .*'s (4|\[1, 6, 12, 18\]);"
+    ):
+        write(trained, "published", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["mit_b0", SMALL, "tf_efficientnet_lite0", "test_convnext"])
 def test_timms_names_load_into_the_whole_model(tmp_path, name):
-    model = make_model(name)
-    path, sentences = write(model, "timm", tmp_path)
+    trained = make_trained(name)
+    model = trained.model
+    path, sentences = write(trained, "timm", tmp_path)
     with safe_open(path, "pt") as file:
         assert json.loads(file.metadata()[METADATA_KEY]) == METADATA
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
@@ -123,11 +136,40 @@ def test_timms_names_load_into_the_whole_model(tmp_path, name):
     assert name in sentences[0]
 
 
+def test_the_recipe_for_timm_works_as_it_is_printed(tmp_path):
+    """In another process, where ``icda`` is not imported but for MiT."""
+    lines, expected = ["import torch"], {}
+    for name in (SMALL, "tf_efficientnet_lite0", "test_convnext", "mit_b0"):
+        trained = make_trained(name)
+        path = tmp_path / f"Zürich's {name}.safetensors"
+        write_weights(trained, "timm", path, METADATA)
+        recipe = LAYOUTS["timm"].reader(name, path).partition("and timm: ")[2].partition(" - ")[0]
+        imports, _, made = recipe.partition("; ")
+        assert ("icda" in imports) == (name == "mit_b0")
+        lines += [imports, f"encoder = {made}", f"torch.save(encoder.state_dict(), {str(tmp_path / name)!r})"]
+        expected[name] = trained.model.encoder.state_dict()
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, cwd=tmp_path, timeout=300)
+    for name, state in expected.items():
+        got = torch.load(tmp_path / name, weights_only=True)
+        assert set(state) <= set(got)  # timm gives the stem's map as well
+        assert all(torch.equal(value, got[key]) for key, value in state.items())
+
+
+def test_transformers_normalises_as_icda_does(tmp_path):
+    trained = make_trained("mit_b0")
+    trained.model.mean += 0.03  # else they would be the defaults of transformers
+    processor = AutoImageProcessor.from_pretrained(write(trained, "huggingface", tmp_path)[0])
+    image = np.random.default_rng(0).integers(0, 256, (37, 51, 3), np.uint8)
+    theirs = processor(image, return_tensors="pt")["pixel_values"][0]
+    ours = normalize(image, trained.model.mean.numpy(), trained.model.std.numpy())
+    torch.testing.assert_close(torch.as_tensor(theirs), ours, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("layout", ["huggingface", "mmseg", "segformer", "published"])
 def test_a_layout_that_has_no_names_for_an_encoder(tmp_path, layout):
     with pytest.raises(UserError, match="MiT") as caught:
-        write(make_model(SMALL), layout, tmp_path)
-    assert "\n" not in str(caught.value)
+        write(make_trained(SMALL), layout, tmp_path)
+    assert str(caught.value).endswith("the model's encoder is test_resnet; give layout=timm")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -148,4 +190,4 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path, mit, monkeypatch):
 
 
 def test_the_encoders_entries_are_all_there(mit):
-    assert len(encoder_state(mit)) == len(mit.encoder.state_dict()) == 176
+    assert len(encoder_state(mit.model)) == len(mit.model.encoder.state_dict()) == 176
