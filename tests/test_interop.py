@@ -52,7 +52,7 @@ def test_every_published_name_of_b5_has_its_place():
     assert len(KEYS) - len(renamed) == 8  # per stage: position table, its index, and a norm of two tensors
 
 
-@pytest.mark.parametrize("depths", [(2, 2, 2, 2), (3, 4, 6, 3)])
+@pytest.mark.parametrize("depths", [(2, 2, 2, 2), pytest.param((3, 4, 6, 3), marks=pytest.mark.slow)])
 def test_size_is_read_off_and_values_arrive(depths):
     state = recipe.state_dict(recipe.published_shapes(KEYS, depths))
     model = load_published({"state_dict": {**state, "epoch": torch.zeros(1)}})

@@ -88,6 +88,7 @@ def test_mit_as_torchscript(tmp_path):
     check(write(tmp_path, "torchscript", "mit_b0"), "torchscript", "mit_b0", True, True)
 
 
+@pytest.mark.slow
 def test_a_mit_as_onnx_at_an_odd_size(tmp_path):
     path = write(tmp_path, "onnx", "mit_b0")
     levels, _, labels = batch(0, 1, (517, 771), make_model("mit_b0"))

@@ -163,7 +163,7 @@ def transformers_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
     return renamed
 
 
-@pytest.mark.parametrize("name", ["mit_b0", "mit_b5"])
+@pytest.mark.parametrize("name", ["mit_b0", pytest.param("mit_b5", marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_agrees_with_transformers(name, tmp_path):
     torch.manual_seed(0)
