@@ -20,11 +20,10 @@ import icda
 from icda.errors import UserError
 from icda.export.graph import INPUT, InferenceGraph
 from icda.models.segmentation import SMALLEST_SIDE
+from icda.weights.files import METADATA_KEY
 
 OPSET = 18
 """Of the ONNX files: the exporter's own, without conversion; read by ONNX Runtime since 1.14 (February 2023)."""
-METADATA_KEY = "icda"
-"""Under which the JSON text of the metadata stands in ONNX's ``metadata_props``."""
 METADATA_FILE = "icda.json"
 """Name of that text among the extra files of TorchScript and torch.export."""
 ONNX_LIMIT = 2**31  # bytes of a protobuf message

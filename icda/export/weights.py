@@ -18,11 +18,11 @@ from torch import Tensor
 from icda.data.classes import ClassSet
 from icda.data.prepared import whole_file
 from icda.errors import UserError
-from icda.export.formats import METADATA_KEY
 from icda.export.graph import LEVELS
 from icda.interop import to_published
 from icda.models import DAR, DAFormerHead, SegmentationModel
 from icda.training.checkpoint import Trained, typed_model_config
+from icda.weights.files import METADATA_KEY
 from icda.weights.layouts import DEPTHS, eps_remark, from_timm, layout_of, variant_of, width_of
 
 FOLDER_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")

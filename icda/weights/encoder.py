@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -12,10 +14,11 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from icda.errors import UserError
-from icda.weights.files import STATE_KEYS, read_weights, tensors_of
+from icda.weights.files import METADATA_KEY, STATE_KEYS, read_weights, tensors_of
 from icda.weights.fill import fill, misfits, set_normalisation
 from icda.weights.foreign import plain
 from icda.weights.layouts import (
@@ -253,10 +256,32 @@ def fill_encoder(encoder: nn.Module, name: str, path: str | Path) -> None:
         state, unused = _of_timm(tensors, name, encoder, called)
         state = as_float32(state, called)
     unused += fill(encoder, state, f"{called} are not weights of {name}", f"give a file of {name}")
-    if {"mean", "std"} <= tensors.keys():  # of a checkpoint of ours, whose encoder may want other inputs than timm's
-        set_normalisation(encoder, tensors["mean"].tolist(), tensors["std"].tolist())
-        unused = tuple(n for n in unused if n not in ("mean", "std"))
-    log_passed_over(called, unused, content)
+    if stated := _normalisation(tensors, Path(path).expanduser(), called):
+        set_normalisation(encoder, *stated)
+    log_passed_over(called, tuple(n for n in unused if n not in ("mean", "std")), content)
+
+
+def _normalisation(
+    tensors: Mapping[str, Tensor], path: Path, called: str
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and deviation that a checkpoint of ours or a file of ``icda.export`` states; they need not be timm's."""
+    stated: object = None
+    file = path / "model.safetensors" if path.is_dir() else path
+    if {"mean", "std"} <= tensors.keys():
+        stated = {name: tensors[name].tolist() for name in ("mean", "std")}
+    elif file.suffix == ".safetensors" and file.is_file():
+        with safe_open(file, "pt") as opened:
+            stated = (opened.metadata() or {}).get(METADATA_KEY)
+    if stated is None:
+        return None
+    try:
+        values = json.loads(stated) if isinstance(stated, str) else stated
+        mean, std = (tuple(float(v) for v in values[name]) for name in ("mean", "std"))
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{called}: its normalisation is damaged ({plain(error, 80)}); get the file anew") from error
+    if not (len(mean) == len(std) == 3 and all(map(math.isfinite, mean)) and all(0 < v < math.inf for v in std)):
+        raise UserError(f"{called}: its normalisation is mean {mean}, deviation {std}, expected three numbers each")
+    return mean, std
 
 
 def _of_timm(

@@ -31,6 +31,8 @@ FOLDER_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+METADATA_KEY = "icda"
+"""Under which JSON text about a file stands in the metadata of those that ``icda.export`` writes."""
 STATE_KEYS = ("state_dict", "model_state_dict", "model", "student")  # where a content keeps its state dict
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 

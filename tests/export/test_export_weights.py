@@ -14,18 +14,19 @@ import torch
 from export_models import SMALL, make_trained
 from omegaconf import OmegaConf
 from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import AutoImageProcessor, SegformerConfig, SegformerModel
 
 from icda.data.classes import CITYSCAPES
 from icda.data.stream import normalize
 from icda.errors import UserError
-from icda.export.formats import METADATA_KEY
 from icda.export.weights import FOLDER_FILES, LAYOUTS, encoder_state, huggingface_config, write_weights
 from icda.interop import load_encoder, load_published
 from icda.models import create_encoder
+from icda.weights.files import METADATA_KEY
 
 PUBLISHED = {"dilations": (1, 6, 12, 18), "mlp_ratio": 4}
-METADATA = {"step": 7, "mean": [0.1, 0.2, 0.3]}
+METADATA = {"step": 7, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +192,20 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path, mit, monkeypatch):
 
 def test_the_encoders_entries_are_all_there(mit):
     assert len(encoder_state(mit.model)) == len(mit.model.encoder.state_dict()) == 176
+
+
+def test_the_normalisation_comes_back_with_the_encoder(tmp_path, mit):
+    for trained, layout, name in ((make_trained(SMALL), "timm", SMALL), (mit, "huggingface", "mit_b0")):
+        path, _ = write(trained, layout, tmp_path)
+        encoder = create_encoder(name, weights=str(path))
+        assert encoder.pretrained_cfg["mean"] == (0.1, 0.2, 0.3) and encoder.pretrained_cfg["std"] == (0.4, 0.5, 0.6)
+
+
+@pytest.mark.parametrize(
+    "stated", ["{", "[]", "{}", '{"mean": [0, 0, 0], "std": [1, 0, 1]}', '{"mean": [NaN, 0, 0], "std": [1, 1, 1]}']
+)
+def test_a_damaged_normalisation_is_told(tmp_path, stated):
+    state = encoder_state(make_trained(SMALL).model)
+    save_file(state, tmp_path / "x.safetensors", {METADATA_KEY: stated})
+    with pytest.raises(UserError, match="its normalisation is"):
+        create_encoder(SMALL, weights=str(tmp_path / "x.safetensors"))
