@@ -158,7 +158,8 @@ def authors_maps(variant: str, backbone: State, x: Tensor) -> list[Tensor]:
     return encoder(x)[2:]
 
 
-@pytest.mark.parametrize("variant", ["mit_b1", pytest.param("mit_b5", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["mit_b1", "mit_b5"])
 @torch.no_grad()
 def test_a_checkpoint_gives_what_an_independent_computation_gives(variant, tmp_path):
     shapes = recipe.published_shapes(KEYS, DEPTHS[variant])

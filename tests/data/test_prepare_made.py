@@ -44,6 +44,7 @@ def test_nothing_but_the_prepared_folder_changes_and_a_second_run_does_nothing(c
     assert snapshot(data) == after
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_changes_nothing(call, data, alone):
     call("dataset=darkzurich", "cache=true", "workers=2")
     first = snapshot(data / FILES)

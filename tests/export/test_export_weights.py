@@ -137,6 +137,7 @@ def test_timms_names_load_into_the_whole_model(tmp_path, name):
     assert name in sentences[0]
 
 
+@pytest.mark.slow
 def test_the_recipe_for_timm_works_as_it_is_printed(tmp_path):
     """In another process, where ``icda`` is not imported but for MiT."""
     lines, expected = ["import torch"], {}

@@ -56,7 +56,7 @@ def test_torchscript_with_every_input_and_output(tmp_path, normalize, argmax):
     check(path, "torchscript", SMALL, normalize, argmax)
 
 
-@pytest.mark.parametrize("same", BOTH)
+@pytest.mark.parametrize("same", [pytest.param(BOTH[0], marks=pytest.mark.slow), *BOTH[1:]])
 def test_pt2_with_both_or_without(tmp_path, same):
     check(write(tmp_path, "pt2", SMALL, normalize=same, argmax=same), "pt2", SMALL, same, same)
 

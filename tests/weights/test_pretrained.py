@@ -131,6 +131,7 @@ def test_by_download_and_then_from_the_cache(tmp_path, segformer, hub):
     assert "Retrying" not in said  # the hub's client would try for half a minute before it looked into its cache
 
 
+@pytest.mark.slow
 def test_neither_network_nor_cache(tmp_path):
     state, line = create("mit_b5", tmp_path, HF_ENDPOINT=NOTHING)
     assert state is None
