@@ -13,6 +13,7 @@ import json
 import os
 import re
 import stat
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from icda.errors import UserError
+from icda.errors import DamagedFile, UserError
 from icda.weights.foreign import cut_short, foreign, plain, size_text
 from icda.weights.pickles import items, kind_of, read_legacy, read_zip
 
@@ -61,7 +62,8 @@ def read_weights(path: str | Path, name: str | None = None) -> dict[str, Any]:
         as long as they are used.
 
     Raises:
-        UserError: If it is empty or missing, no weights file, cut short, damaged, or holds code.
+        DamagedFile: If it is empty, cut short or damaged.
+        UserError: If it is missing, no weights file, or holds code.
     """
     shown = str(path) if name is None else name
     name = shown if shown.isprintable() else plain(shown, 300)
@@ -80,7 +82,8 @@ def read_weights(path: str | Path, name: str | None = None) -> dict[str, Any]:
     except PermissionError as error:
         raise UserError(f"{name} may not be read; check the permissions of it and of its folder") from error
     except OSError as error:
-        raise UserError(
+        unreadable = DamagedFile if error.errno == errno.EIO else UserError  # EIO: the disk has lost a part of it
+        raise unreadable(
             f"{name} cannot be read: {plain(error.strerror or error, 120)}; check the disk and the path"
         ) from error
 
@@ -211,16 +214,25 @@ def _read_file(path: Path, name: str) -> dict[str, Any]:
     with path.open("rb") as file:
         head = file.read(_HEAD)
     if not head:
-        raise UserError(f"{name} is empty: nothing was downloaded or written; {_AGAIN}")
+        raise DamagedFile(f"{name} is empty: nothing was downloaded or written", _AGAIN)
     # A header of JSON below 4 GiB; other formats may begin with its length's first bytes, so that this comes first.
     if head[8:9] == b"{" and (head[4:8] == b"\0\0\0\0" or path.suffix == ".safetensors"):
         return _read_safetensors(path, name, size)
     if head.startswith(b"PK\x03\x04"):
         return read_zip(path, name, size)
+    if b"PK\x03\x04".startswith(head):
+        raise cut_short(name, size)
+    if not head.strip(b"\0"):  # what a file system may leave of a file after a loss of power
+        raise DamagedFile(
+            f"{name} begins with nothing but zeros: its download or writing of {size_text(size)} never finished",
+            _AGAIN,
+        )
     if remark := foreign(head, size):
         raise UserError(f"{name} {remark}")
     if head[0] == 0x80:
         return read_legacy(path, name, size, head)
+    if zipfile.is_zipfile(path):  # by its end: such as torch.save's, of which the beginning is lost
+        raise DamagedFile(f"{name} is damaged: it ends as a file of torch.save, but does not begin as one", _AGAIN)
     begins = " ".join(f"{byte:02x}" for byte in head[:8])
     raise UserError(f"{name} is of no known kind (it begins with the bytes {begins}); {_EXPECTED}")
 
@@ -230,9 +242,10 @@ def _read_safetensors(path: Path, name: str, size: int) -> dict[str, Any]:
         length = int.from_bytes(file.read(8), "little")
         header = file.read(length) if length <= _HEADER_LIMIT else b""
     if length > _HEADER_LIMIT:
-        raise UserError(
+        raise DamagedFile(
             f"{name} claims a header of {length} bytes, but safetensors allows {_HEADER_LIMIT}: it is damaged or no "
-            f"safetensors file; {_AGAIN}"
+            "safetensors file",
+            _AGAIN,
         )
     if len(header) < length:
         raise cut_short(name, size, 8 + length)
@@ -244,7 +257,7 @@ def _read_safetensors(path: Path, name: str, size: int) -> dict[str, Any]:
         whole = _safetensors_size(header)
         if whole > size:
             raise cut_short(name, size, whole) from error
-        raise UserError(f"{name} is a damaged safetensors file ({plain(error, 120)}); {_AGAIN}") from error
+        raise DamagedFile(f"{name} is a damaged safetensors file ({plain(error, 120)})", _AGAIN) from error
 
 
 def _safetensors_size(header: bytes) -> int:

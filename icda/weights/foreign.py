@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from icda.errors import UserError
+from icda.errors import DamagedFile
 
 _UNPACK = "unpack it first and give the weights file that is in it"
 _WEIGHTS = "give the weights file"
@@ -71,7 +71,7 @@ def size_text(count: int) -> str:
     return f"{count} bytes" if count < 1_000_000 else f"{count / 1e6:.1f} MB"
 
 
-def cut_short(name: str, size: int, whole: int | None = None) -> UserError:
+def cut_short(name: str, size: int, whole: int | None = None) -> DamagedFile:
     """The mistake of a file that ends too early.
 
     Args:
@@ -80,7 +80,7 @@ def cut_short(name: str, size: int, whole: int | None = None) -> UserError:
         whole: Bytes it should have, where that is known.
     """
     of = f" of at least {whole}" if whole else ""
-    return UserError(f"{name} ends after {size}{of} bytes: the download or copy was cut short; {_AGAIN}")
+    return DamagedFile(f"{name} ends after {size}{of} bytes: its download, copy or writing was cut short", _AGAIN)
 
 
 def foreign(head: bytes, size: int) -> str | None:
@@ -100,8 +100,6 @@ def foreign(head: bytes, size: int) -> str | None:
     versioned = head[0] == 0x08 and b"\x01" <= head[1:2] < b"\x20"
     if versioned and head[2:3] in (b"\x12", b"\x1a", b"\x22", b":"):
         return "is an ONNX model, an exported program and not weights; give the weights it was made from"
-    if not head.strip(b"\0"):
-        return f"begins with nothing but zeros: its download of {size_text(size)} never finished; {_AGAIN}"
     text = head.decode("utf-8", errors="replace")
     odd = sum(not (c.isprintable() or c in "\r\n\t\f") or c == "\ufffd" for c in text)
     return _text(text, size) if odd <= 1 else None  # the cut may have split the last character

@@ -7,6 +7,7 @@ training frameworks put beside them to the reader of ``icda.weights.stand_ins``;
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -23,7 +24,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from icda.errors import UserError
+from icda.errors import DamagedFile, UserError
 from icda.weights import stand_ins
 from icda.weights.foreign import cut_short, foreign_zip, plain
 from icda.weights.operations import WHOLE_MODEL, Machine, Unfit, check_nesting
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 _RESAVE = "have its author save tensors alone, with torch.save(model.state_dict(), ...) or as safetensors"
 _AGAIN = "get the file again"
 _CHUNK = 1 << 22  # bytes
+_FOLDER = 0x10  # of a zip record's attributes
 
 # Parts of names that do run code when they are called, for the wording alone: any unknown name is refused.
 _RUNS_CODE = re.compile(
@@ -79,13 +81,13 @@ def read_zip(path: Path, name: str, size: int) -> dict[str, Any]:
         size: Its bytes.
 
     Raises:
-        UserError: If it is cut short, damaged, another kind of archive, or holds code.
+        DamagedFile: If it is cut short or damaged.
+        UserError: If it is another kind of archive, or holds code.
     """
     try:
         archive = zipfile.ZipFile(path)
-    except OSError:
-        raise
     except Exception as error:  # zipfile raises more than BadZipFile for hostile bytes
+        _raise_if_of_system(error)
         # A zip's list of records stands at its end, so that it is what a cut takes first.
         raise cut_short(name, size) from error
     with archive:
@@ -96,24 +98,57 @@ def read_zip(path: Path, name: str, size: int) -> dict[str, Any]:
         # name ends at a null character or is replaced by an extra field.
         twice = len({record.filename.lower() for record in records}) < len(records)
         if twice or any(record.orig_filename != record.filename for record in records):
+            _check_headers(archive, name)
             raise UserError(
                 f"{name} holds records whose names are ambiguous, which torch.save never writes; {_AGAIN}"
             )
         if remark := foreign_zip(names, root):
+            _check_headers(archive, name)
             raise UserError(f"{name} {remark}")
         if sum(record.file_size for record in records) > 20 * size:
+            _check_headers(archive, name)
             raise UserError(f"{name} unpacks to more than 20 times its size, which no weights do; {_AGAIN}")
         _check_records(archive, name)
         try:
             scanned = _scan(io.BytesIO(archive.read(f"{root}/data.pkl")))
         except Exception as error:  # whatever the bytes make it raise
-            raise UserError(f"{name} holds a damaged pickle ({plain(error, 80)}); {_AGAIN}") from error
+            raise DamagedFile(f"{name} holds a damaged pickle ({plain(error, 80)})", _AGAIN) from error
     # Mapped, the tensors take no memory of their own. torch maps by path, where it takes the ending .safetensors for
     # that format and does not know names that are not text.
     stored = all(record.compress_type == zipfile.ZIP_STORED for record in records)
     _refuse_code(scanned, name)
     return _load(
         path, name, scanned.names, mapped=stored and path.suffix != ".safetensors" and str(path).isprintable()
+    )
+
+
+def _check_headers(archive: zipfile.ZipFile, name: str) -> None:
+    """Compare what the list at the end says of each record with what stands before the record itself.
+
+    Damage to the list can make a file of torch.save look like an archive of another kind.
+    """
+    for record in archive.infolist():
+        if record.flag_bits & 1:  # encrypted, as no weights are
+            continue
+        try:
+            if record.compress_type == zipfile.ZIP_STORED and record.file_size != record.compress_size:
+                raise zipfile.BadZipFile("its two sizes differ")
+            archive.open(record).close()
+        except Exception as error:  # zipfile raises more than BadZipFile for hostile bytes
+            _raise_if_of_system(error)
+            raise _damaged_record(record, name, error) from error
+
+
+def _raise_if_of_system(error: Exception) -> None:
+    """Raise what the system said of the file or the disk; a place before or beyond all files is the file's fault."""
+    if isinstance(error, OSError) and error.errno != errno.EINVAL:
+        raise error
+
+
+def _damaged_record(record: zipfile.ZipInfo, name: str, error: Exception) -> DamagedFile:
+    return DamagedFile(
+        f"{name} is damaged: its record {plain(record.filename, 80)} is not what was saved ({plain(error, 60)})",
+        _AGAIN,
     )
 
 
@@ -128,13 +163,11 @@ def _check_records(archive: zipfile.ZipFile, name: str) -> None:
             with archive.open(record) as file:
                 while file.read(_CHUNK):
                     continue
-        except OSError:
-            raise
+            if record.external_attr & _FOLDER and not record.is_dir():
+                raise zipfile.BadZipFile("it is marked as a folder")  # of which torch's reader would read nothing
         except Exception as error:  # zipfile raises more than BadZipFile for hostile bytes
-            raise UserError(
-                f"{name} is damaged: its record {plain(record.filename, 80)} is not what was saved "
-                f"({plain(error, 60)}); {_AGAIN}"
-            ) from error
+            _raise_if_of_system(error)
+            raise _damaged_record(record, name, error) from error
 
 
 def read_legacy(path: Path, name: str, size: int, head: bytes) -> dict[str, Any]:
@@ -149,7 +182,8 @@ def read_legacy(path: Path, name: str, size: int, head: bytes) -> dict[str, Any]
         head: Its first bytes.
 
     Raises:
-        UserError: If it is cut short, damaged, another pickle, or holds code.
+        DamagedFile: If it is cut short or damaged.
+        UserError: If it is another pickle, or holds code.
     """
     magics = [pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol) for protocol in range(2, 6)]
     if any(magic.startswith(head) for magic in magics):
@@ -166,7 +200,7 @@ def read_legacy(path: Path, name: str, size: int, head: bytes) -> dict[str, Any]
         except Exception as error:  # whatever the bytes make it raise
             if file.tell() >= size:
                 raise cut_short(name, size) from error
-            raise UserError(f"{name} is a damaged pickle ({plain(error, 80)}); {_AGAIN}") from error
+            raise DamagedFile(f"{name} is a damaged pickle ({plain(error, 80)})", _AGAIN) from error
     if not by_torch:
         _refuse_code(_Scanned(whole.names), name)
         raise UserError(f"{name} is a pickle that torch.save did not write, which is not read; {_RESAVE}")
@@ -278,6 +312,10 @@ def _not_loaded(error: Exception, path: Path, name: str) -> UserError:
         )
     if isinstance(error, EOFError) or "unexpected EOF" in text:
         return cut_short(name, path.stat().st_size)
+    if "PytorchStreamReader" in text:  # torch's reader of archives, after all checksums agreed
+        return DamagedFile(
+            f"{name} is damaged: its list of records is not what was saved ({plain(text, 120)})", _AGAIN
+        )
     reason = plain(text.rpartition("WeightsUnpickler error: ")[2], 120)
     return UserError(
         f"{name} cannot be read as tensors and plain values ({type(error).__name__}: {reason}): it is damaged or "
