@@ -45,8 +45,8 @@ def load(
         UserError: If there is no such checkpoint, it cannot be read, holds no teacher, or a setting is not known.
     """
     # Imported here, for these take seconds.
+    from icda.device import pick_device
     from icda.predictor import Predictor
     from icda.training.checkpoint import load_trained
-    from icda.training.loop import pick_device
 
     return Predictor(load_trained(path, pick_device(str(device)), teacher), size)

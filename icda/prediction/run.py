@@ -18,6 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from icda.data.base import SegmentationDataset
 from icda.data.loader import batches
+from icda.device import pick_device
 from icda.errors import UserError
 from icda.inference import segment
 from icda.models import SegmentationModel
@@ -42,7 +43,6 @@ from icda.prediction.settings import PredictConfig, validate_predict
 from icda.prediction.submission import BENCHMARKS, Benchmark, Submission, find_benchmark
 from icda.prediction.video import VideoReader, VideoWriter
 from icda.training.checkpoint import Trained, load_trained
-from icda.training.loop import pick_device
 from icda.viz import overlay
 
 log = logging.getLogger(__name__)
