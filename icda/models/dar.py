@@ -108,13 +108,14 @@ class DeformableAttention(nn.Module):
             joint: (B * groups, D / groups, H, W) float.
 
         Returns:
-            (B * groups, H, W, 2) float in normalised coordinates, last axis (y, x), within
-            ``offset_range`` / (H, W).
+            (B * groups, H, W, 2) in normalised coordinates, last axis (y, x), within ``offset_range`` / (H, W);
+            float32, or float64 where the map is.
         """
         height, width = joint.shape[2:]
         tokens = self.offset_norm(rearrange(joint, "n c h w -> n (h w) c"))
         tokens = self.offset_block(tokens, (height, width))
         x = self.offset_head(rearrange(tokens, "n (h w) c -> n c h w", h=height))
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
         scale = x.new_tensor([1 / height, 1 / width]) * self.offset_range
         return x.tanh().permute(0, 2, 3, 1) * scale
 
@@ -125,14 +126,17 @@ class DeformableAttention(nn.Module):
             joint: (B * groups, D / groups, H, W) float.
 
         Returns:
-            (B * groups, H, W, 2) float, -1..1 across the map and a little beyond, last axis (y, x).
+            (B * groups, H, W, 2), -1..1 across the map and a little beyond, last axis (y, x); float32, or float64
+            where the map is.
         """
         height, width = joint.shape[2:]
+        offsets = self.offsets(joint)
+        # Not in half precision: near the border of a map of 64 cells, bfloat16 numbers lie 1/8 of a cell apart.
         centres = [
-            torch.linspace(0.5, side - 0.5, side, device=joint.device, dtype=joint.dtype) / side * 2 - 1
+            torch.linspace(0.5, side - 0.5, side, device=joint.device, dtype=offsets.dtype) / side * 2 - 1
             for side in (height, width)
         ]
-        return torch.stack(torch.meshgrid(*centres, indexing="ij"), -1) + self.offsets(joint)
+        return torch.stack(torch.meshgrid(*centres, indexing="ij"), -1) + offsets
 
     def forward(self, night: Tensor, day: Tensor) -> Tensor:
         """Enrich the night map by what its queries find in both maps.
@@ -147,7 +151,9 @@ class DeformableAttention(nn.Module):
         height = night.shape[2]
         joint = rearrange(self.joint(torch.cat([night, day], 1)), "b (g c) h w -> (b g) c h w", g=self.groups)
         grid = self.positions(joint).flip(-1)  # grid_sample wants (x, y)
-        sampled = F.grid_sample(joint, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+        values = joint.to(grid.dtype)
+        sampled = F.grid_sample(values, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+        sampled = sampled.to(joint.dtype)
         sampled = rearrange(sampled, "(b g) c h w -> b (g c) h w", g=self.groups)
         q, k, v = (
             rearrange(x, "b (m d) h w -> b m (h w) d", m=self.heads)
