@@ -182,7 +182,7 @@ class DarkZurich(CityscapesLabels):
         else:
             if pairs in self.PAIRS:
                 folder = self._find(name, root, "corresp/train/night", hint)
-                source = f"{len(lists)} lists in {folder}"
+                source = f"{len(lists)} {'list' if len(lists) == 1 else 'lists'} in {folder}"
                 if not lists:
                     raise UserError(f"{name}: no *{LIST_ENDING} in {folder}; expected {self.TREE}. {hint}")
             else:
