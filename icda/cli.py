@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import hydra
@@ -18,13 +20,17 @@ from omegaconf.errors import OmegaConfBaseException
 from icda.errors import UserError
 
 
-def run(name: str, main: Callable[[DictConfig, Path], object], conf: Path) -> int:
+def run(name: str, main: Callable[[DictConfig, Path], object], conf: Path, objective: str | None = None) -> int:
     """Compose ``conf/<name>.yaml`` with the command line and call ``main(config, run_folder)``.
+
+    Of several processes that were launched together (``torchrun``) the first one alone writes Hydra's files.
 
     Args:
         name: Configuration to compose.
         main: The work; called once, or once for each combination of a multirun.
         conf: Folder of configurations.
+        objective: Which entry of what ``main`` returns a search has to make large; None where there is nothing to
+            search for.
 
     Returns:
         Exit status: 0, 1 after a mistake of the person's (told in one line on standard error), 130 after Ctrl-C.
@@ -37,20 +43,51 @@ def run(name: str, main: Callable[[DictConfig, Path], object], conf: Path) -> in
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     failed: list[int] = []
 
-    def job(cfg: DictConfig) -> None:
+    def job(cfg: DictConfig) -> float | None:
         # Mistakes are told here, since Hydra would add a line of its own; the other runs of a sweep go on.
+        result: object = None
         try:
-            main(cfg, Path(HydraConfig.get().runtime.output_dir))
+            result = main(cfg, Path(HydraConfig.get().runtime.output_dir))
         except MISTAKES as error:
+            if "SUBMITIT_EXECUTOR" in os.environ:  # a process of submitit's, which hands it to the one that waits
+                raise
             failed.append(_fail(explain(error, name, conf)))
+        return result.get(objective) if isinstance(result, Mapping) and objective is not None else None
 
     try:
-        hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(job)()
+        with _writes_of_the_main_process_alone():
+            hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(job)()
     except MISTAKES as error:
         failed.append(_fail(explain(error, name, conf)))
     except KeyboardInterrupt:
         return _fail("stopped by Ctrl-C", 130)
+    except ValueError as error:  # Optuna's, where all trials failed; why has been told
+        if not failed or str(error) != "No trials are completed yet.":
+            raise
     return max(failed, default=0)
+
+
+@contextlib.contextmanager
+def _writes_of_the_main_process_alone() -> Iterator[None]:
+    """Give the other processes of a run a folder for what Hydra writes that nobody sees."""
+    if _rank() == 0:
+        yield
+        return
+    given = sys.argv
+    # Behind the last override, where argparse, which Hydra uses, takes them whatever flags follow.
+    place = max((i for i, text in enumerate(given) if "=" in text and not text.startswith("-")), default=0) + 1
+    with tempfile.TemporaryDirectory() as unseen:
+        folders = [f"hydra.{kind}.dir={unseen}" for kind in ("run", "sweep")]
+        sys.argv = [*given[:place], *folders, "hydra.output_subdir=null", *given[place:]]
+        try:
+            yield
+        finally:
+            sys.argv = given
+
+
+def _rank() -> int:
+    """Number of this process among those that torchrun started, from 0."""
+    return int(os.environ.get("RANK", "0"))
 
 
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, OSError)
@@ -61,7 +98,8 @@ _UNPARSED = r"LexerNoViableAlt|token recognition error|(mismatched|extraneous) i
 
 
 def _fail(message: str, status: int = 1) -> int:
-    sys.stderr.write(f"error: {message}\n")
+    process = f"process {_rank()}: " if _rank() else ""
+    sys.stderr.write(f"error: {process}{message}\n")
     return status
 
 
@@ -85,6 +123,8 @@ def explain(error: Exception, name: str, conf: Path) -> str:
         return f"{what}: {error.strerror}; choose another place, for a run's folder with hydra.run.dir="
     text = " ".join(str(error).split())
     cause = " ".join(str(error.__cause__ or "").split())
+    if match := re.search(r"Could not (?:find|load) 'hydra/(?:sweeper|launcher)/(optuna|slurm|submitit_\w+)'", text):
+        return f"{match[1]} needs packages that are not installed; pip install -e '.[sweep]'"
     if match := re.search(r"In '[^']*': Could not find '([^']+)'|Could not find '([^']+)'", text):
         group, _, value = (match[1] or match[2]).rpartition("/")
         if (conf / group).is_dir() and group:

@@ -120,10 +120,12 @@ class ScheduleConfig:
     max_steps: int
     warmup_steps: int
     batch_size: int
+    accumulate: int
     lr: float
     encoder_lr_factor: float
     dar_lr_factor: float
     weight_decay: float
+    clip_grad_norm: float | None
     teacher_momentum: float
     val_every: int
     save_every: int
@@ -187,26 +189,17 @@ class TrainConfig:
     prepared_dir: str
     overlap: str
     device: str
+    precision: str
+    memory: str
+    compile: bool
     workers: int
+    worker_timeout: int
     init: str | None
     resume: str | None
+    keep: int
+    max_skipped: int
+    logger: str
     panels: int
-    progress: bool
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """What ``scripts/eval.py`` composes; ``dataset`` is None for the one of the checkpoint."""
-
-    ckpt: str
-    data_dir: str | None
-    prepared_dir: str | None
-    sets: Any
-    overlap: str
-    device: str
-    workers: int
-    teacher: bool
-    save_predictions: bool
     progress: bool
 
 
@@ -221,7 +214,7 @@ def _rate(key: str) -> Check:
     return key, lambda v: v is None or 0 <= v < 1, "from 0 to below 1"
 
 
-def _least(low: float, *keys: str) -> list[Check]:
+def least(low: float, *keys: str) -> list[Check]:
     return [(key, lambda v: v >= low, f"{low} or more") for key in keys]
 
 
@@ -231,6 +224,10 @@ def _above_zero(*keys: str) -> list[Check]:
 
 def _two(key: str, check: Callable[[int], bool], expected: str) -> Check:
     return key, lambda v: len(v) == 2 and all(map(check, v)), expected
+
+
+def _one_of(key: str, *words: str) -> Check:
+    return key, lambda v: v in words, f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def _part(key: str) -> Check:
@@ -245,24 +242,24 @@ def _none_or_part(key: str) -> Check:
     return key, lambda v: v is None or _part("")[1](v), "null, or a data set with _target_, as in conf/dataset"
 
 
-_OVERLAP: Check = ("overlap", lambda v: v in ("warn", "drop", "error"), "warn, drop or error")
-
-_EVAL_CHECKS: tuple[Check, ...] = (
-    ("sets", lambda v: v == "all" or (isinstance(v, ListConfig) and len(v) > 0), "all, or a list such as [val]"),
-    _OVERLAP,
-    *_least(0, "workers"),
-)
+OVERLAP: Check = ("overlap", lambda v: v in ("warn", "drop", "error"), "warn, drop or error")
 
 # (key, check, what is expected), for what a type cannot say.
 _TRAIN_CHECKS: tuple[Check, ...] = (
     ("seed", lambda v: 0 <= v < 2**63, "from 0 to 2^63 - 1"),
-    *_least(0, "workers", "panels", "schedule.warmup_steps", "schedule.weight_decay", "schedule.encoder_lr_factor"),
-    *_least(0, "schedule.dar_lr_factor", "dataset.sampling.min_pixels", "dataset.sampling.min_crop_pixels"),
-    *_least(
+    *least(0, "workers", "worker_timeout", "max_skipped", "panels"),
+    *least(0, "schedule.warmup_steps", "schedule.weight_decay", "schedule.encoder_lr_factor"),
+    *least(0, "schedule.dar_lr_factor", "dataset.sampling.min_pixels", "dataset.sampling.min_crop_pixels"),
+    *least(
         0, *(f"loss.{t}" for t in ("feature_distance", "enhanced", "reference", "pca_source", "pca_target", "mix"))
     ),
-    *_least(1, *(f"schedule.{k}" for k in ("max_steps", "batch_size", "val_every", "save_every", "log_every"))),
-    *_least(1, "model.head.channels", "model.dar.window", "model.dar.mlp_ratio", "dataset.sampling.tries"),
+    *least(1, *(f"schedule.{k}" for k in ("max_steps", "batch_size", "val_every", "save_every", "log_every"))),
+    *least(1, "schedule.accumulate", "keep"),
+    ("schedule.clip_grad_norm", lambda v: v is None or v > 0, "null, or above 0"),
+    _one_of("precision", "fp32", "bf16", "fp16"),
+    _one_of("memory", "normal", "low"),
+    _one_of("logger", "none", "tensorboard", "csv"),
+    *least(1, "model.head.channels", "model.dar.window", "model.dar.mlp_ratio", "dataset.sampling.tries"),
     *_above_zero("schedule.lr", "loss.pca_tau", "model.dar.offset_range", "dataset.sampling.temperature"),
     ("loss.source", lambda v: v > 0, "above 0: the prototypes and the mix rest on a trained source branch"),
     ("loss.pca_momentum", lambda v: 0 < v <= 1, "above 0 and at most 1"),
@@ -294,7 +291,7 @@ _TRAIN_CHECKS: tuple[Check, ...] = (
         lambda v: isinstance(v, DictConfig) and all(_part("")[1](node) for node in v.values()),
         "data sets with _target_ by name, as in conf/dataset/darkzurich.yaml, or {}",
     ),
-    _OVERLAP,
+    OVERLAP,
 )
 
 
@@ -378,18 +375,3 @@ def validate(cfg: DictConfig) -> TrainConfig:
         UserError: If a key is unknown or missing, or a value has the wrong type or is out of range.
     """
     return checked(TrainConfig, cfg, _TRAIN_CHECKS)
-
-
-def validate_eval(cfg: DictConfig) -> EvalConfig:
-    """The composed configuration of a scoring as typed objects; its ``dataset`` group is left aside.
-
-    Args:
-        cfg: What Hydra composed from ``conf/eval.yaml``.
-
-    Raises:
-        UserError: See ``validate``.
-    """
-    own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "dataset"])
-    if OmegaConf.is_missing(cfg, "ckpt"):
-        raise UserError("ckpt is missing; give a checkpoint as ckpt=runs/.../checkpoints/best.pt")
-    return checked(EvalConfig, own, _EVAL_CHECKS)

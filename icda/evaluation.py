@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from icda.data.base import SegmentationDataset
 from icda.data.loader import EvaluationImages, batches
+from icda.distributed import any_over_ranks, is_main, rank, sum_over_ranks, world_size
 from icda.inference import enough_memory, labels_and_confidence_at, labels_at
 from icda.metrics import ConfusionMatrix, UncertaintyIoU
 from icda.models import SegmentationModel
@@ -25,41 +26,56 @@ def evaluate(
     device: torch.device,
     *,
     workers: int = 0,
+    timeout: float = 0,
     progress: bool = False,
     uncertainty: UncertaintyIoU | None = None,
     on_prediction: Callable[[int, np.ndarray], None] | None = None,
-) -> ConfusionMatrix:
+    stop: Callable[[], bool] = lambda: False,
+) -> ConfusionMatrix | None:
     """Segment every image and compare with its label at the label's own size.
 
     Images enter at the data set's ``size``; logits are resized to the label's size before the argmax. The model is
-    left in the mode it came in.
+    left in the mode it came in. Where there are several processes, each takes its share of the images, and all return
+    the same sums; all must call this, with the same images and weights.
 
     Args:
         model: The model; its encoder and head are used, and the night image alone.
         dataset: Labelled images.
         device: Where the model is.
         workers: Processes that read images.
+        timeout: Seconds to wait for an image of the workers; see ``icda.data.loader.batches``.
         progress: Whether to show a progress bar, on a terminal.
-        uncertainty: Updated with every image, for a data set with masks of invalid pixels; None leaves it out.
-        on_prediction: Called with the index of an image and its predicted train ids (h, w) uint8.
+        uncertainty: Updated with every image, for a data set with masks of invalid pixels; None leaves it out. For
+            one process alone.
+        on_prediction: Called with the index of an image and its predicted train ids (h, w) uint8. For one process
+            alone.
+        stop: Asked before each image whether to give up, as after a signal.
+
+    Returns:
+        Pixels by label and prediction; None if it was given up, in any of the processes.
 
     Raises:
         UserError: If an image or a label cannot be used, or the memory does not suffice.
     """
     classes = dataset.classes
     assert model.num_classes == len(classes), (model.num_classes, len(classes))
+    processes = world_size()
+    assert processes == 1 or (uncertainty is None and on_prediction is None), processes
     matrix = ConfusionMatrix(len(classes), classes.ignore_index)
     was_training = model.training
     model.eval()
     images = EvaluationImages(dataset, model.mean, model.std)
+    order = range(rank(), len(images), processes)
     for image, label, index in tqdm(
-        batches(images, 1, workers),
-        total=len(images),
+        batches(images, 1, workers, order=order, timeout=timeout),
+        total=len(order),
         desc="evaluate",
         unit="image",
-        disable=None if progress else True,
+        disable=None if progress and is_main() else True,
         leave=False,
     ):
+        if stop():
+            break
         with enough_memory(tuple(image.shape[2:]), _SMALLER):
             if uncertainty is None:
                 prediction = predict(model, image.to(device), label.shape[1:])[0].cpu().numpy()
@@ -72,6 +88,10 @@ def evaluate(
         if on_prediction is not None:
             on_prediction(int(index), prediction)
     model.train(was_training)
+    if any_over_ranks([stop()], device)[0]:
+        return None
+    if processes > 1:
+        matrix.matrix = sum_over_ranks(torch.from_numpy(matrix.matrix).to(device)).cpu().numpy()
     return matrix
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from icda.config import EvalConfig, validate_eval
+from icda.config import OVERLAP, Check, checked, least
 from icda.data.base import SegmentationDataset
 from icda.data.overlap import settle_overlaps
 from icda.data.setup import attach_cache, open_part, with_data
+from icda.device import pick_device
 from icda.errors import UserError
 from icda.evaluation import evaluate
 from icda.metrics import UncertaintyIoU
@@ -22,11 +24,48 @@ from icda.prediction.inputs import result_name
 from icda.prediction.outputs import PredictionWriter
 from icda.report import mean_scores, percent, scores, sets_table, table, uncertainty_scores, uncertainty_text
 from icda.training.checkpoint import Trained, load_trained
-from icda.training.loop import pick_device
 
 log = logging.getLogger(__name__)
 
 ALL = "all"
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What ``scripts/eval.py`` composes; ``dataset`` is None for the one of the checkpoint."""
+
+    ckpt: str
+    data_dir: str | None
+    prepared_dir: str | None
+    sets: Any
+    overlap: str
+    device: str
+    workers: int
+    teacher: bool
+    save_predictions: bool
+    progress: bool
+
+
+_EVAL_CHECKS: tuple[Check, ...] = (
+    ("sets", lambda v: v == "all" or (isinstance(v, ListConfig) and len(v) > 0), "all, or a list such as [val]"),
+    OVERLAP,
+    *least(0, "workers"),
+)
+
+
+def validate_eval(cfg: DictConfig) -> EvalConfig:
+    """The composed configuration of a scoring as typed objects; its ``dataset`` group is left aside.
+
+    Args:
+        cfg: What Hydra composed from ``conf/eval.yaml``.
+
+    Raises:
+        UserError: See ``validate``.
+    """
+    own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "dataset"])
+    if OmegaConf.is_missing(cfg, "ckpt"):
+        raise UserError("ckpt is missing; give a checkpoint as ckpt=runs/.../checkpoints/best.pt")
+    return checked(EvalConfig, own, _EVAL_CHECKS)
 
 
 def score(cfg: DictConfig, folder: Path) -> dict[str, Any]:

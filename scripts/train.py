@@ -7,4 +7,4 @@ from icda.cli import run
 from icda.training.loop import train
 
 if __name__ == "__main__":
-    sys.exit(run("train", train, Path(__file__).resolve().parents[1] / "conf"))
+    sys.exit(run("train", train, Path(__file__).resolve().parents[1] / "conf", objective="last_miou"))

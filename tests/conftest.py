@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import logging
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from reference import recipe
@@ -20,6 +23,23 @@ from icda.models import SegmentationModel
 
 CONF = Path(__file__).parents[1] / "conf"
 REFERENCE = Path(__file__).parent / "reference"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With several pytest processes (``-n``), one thread each: more would fight for the cores."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_logging() -> Iterator[None]:
+    """Put the root logger back: Hydra gives it handlers, whose streams pytest closes after the test."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

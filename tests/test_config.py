@@ -43,7 +43,7 @@ def test_every_key_is_documented_where_it_stands(group):
         content.pop("defaults", None)
         used |= {leaf.rpartition(".")[2] for leaf in leaves(content) if leaf}
         for line in file.read_text().splitlines():
-            if match := re.match(r"\s*([a-z_]+):.* # \S+", line):
+            if match := re.match(r"\s*(?:[a-z_]+\.)*([a-z_]+):.* # \S+", line):
                 documented.add(match[1])
     # What a data set's own adapter takes is documented in its class; the names of files' parts speak for themselves.
     own = {"_target_", "root", "split", "splits", "sequences", "exclude_sequences", "labelled", "name"}

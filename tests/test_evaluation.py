@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from icda.data.base import Sample, SegmentationDataset
@@ -40,14 +41,18 @@ class Oracle(nn.Module):
     upsample = staticmethod(lambda logits, size: nn.functional.interpolate(logits, tuple(size), mode="bilinear"))
 
 
-@pytest.fixture
-def files(tmp_path) -> Path:
-    for name in "ab":
+def write_files(tmp_path: Path, names: str) -> Path:
+    for name in names:
         label = np.kron(np.random.default_rng(ord(name)).integers(0, 11, (4, 6)), np.ones((16, 16))).astype(np.uint8)
         cv2.imwrite(str(tmp_path / f"{name}.png"), np.repeat(label[..., None] * 20, 3, 2))
         label[:5] = 255
         cv2.imwrite(str(tmp_path / f"{name}_label.png"), label)
     return tmp_path
+
+
+@pytest.fixture
+def files(tmp_path) -> Path:
+    return write_files(tmp_path, "ab")
 
 
 def test_a_perfect_model_scores_one(files):
@@ -73,6 +78,65 @@ def test_workers_do_not_change_the_score(files):
     model = build_model("mit_b0", len(CAMVID), head_options={"channels": 8}, with_dar=False)
     matrices = [evaluate(model, Files(files), torch.device("cpu"), workers=w).matrix for w in (0, 2)]
     np.testing.assert_array_equal(*matrices)
+
+
+class Halved(Oracle):
+    """Wrong on half of what an oracle knows, so that the matrix has more than a diagonal."""
+
+    def forward(self, images):
+        logits = super().forward(images)
+        return torch.where(torch.arange(logits.shape[-1]) % 2 == 0, logits, logits.roll(1, dims=1))
+
+
+@pytest.mark.parametrize(("count", "processes"), [(5, 1), (5, 2), (5, 3), (2, 4)])
+def test_processes_share_the_images_and_return_the_sum(count, processes, tmp_path, monkeypatch):
+    data, cpu = Files(write_files(tmp_path, "abcde"[:count])), torch.device("cpu")
+    whole = evaluate(Halved(), data, cpu).matrix
+    monkeypatch.setattr("icda.evaluation.world_size", lambda: processes)
+    parts, read = [], []
+    original = Files.image
+    monkeypatch.setattr(Files, "image", lambda self, index: read.append(index) or original(self, index))
+
+    def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+        assert tensor.dtype == torch.int64
+        parts.append(tensor.numpy().copy())
+        return 0 * tensor + sum(torch.from_numpy(part) for part in parts)
+
+    monkeypatch.setattr("icda.evaluation.sum_over_ranks", sum_over_ranks)
+    for rank in range(processes):
+        monkeypatch.setattr("icda.evaluation.rank", lambda rank=rank: rank)
+        result = evaluate(Halved(), data, cpu)
+    np.testing.assert_array_equal(result.matrix, whole)
+    assert result.matrix.dtype == np.int64 and result.miou() < 1
+    assert sorted(read) == list(range(count))
+
+
+def test_what_is_kept_image_by_image_is_for_one_process(files, monkeypatch):
+    monkeypatch.setattr("icda.evaluation.world_size", lambda: 2)
+    with pytest.raises(AssertionError):
+        evaluate(Oracle(), Files(files), torch.device("cpu"), on_prediction=lambda index, prediction: None)
+
+
+def _evaluate_as(rank: int, processes: int, folders: list[str], store: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=processes)
+    for folder in folders:
+        matrix = evaluate(Halved(), Files(Path(folder)), torch.device("cpu"), workers=rank).matrix
+        np.save(f"{folder}_{rank}.npy", matrix)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one(tmp_path):
+    folders = [tmp_path / names for names in ("abcde", "a")]
+    for folder in folders:
+        folder.mkdir()
+        write_files(folder, folder.name)
+    torch.multiprocessing.spawn(_evaluate_as, (2, [str(f) for f in folders], str(tmp_path / "store")), nprocs=2)
+    for folder in folders:
+        whole = evaluate(Halved(), Files(folder), torch.device("cpu")).matrix
+        for rank in range(2):
+            np.testing.assert_array_equal(np.load(f"{folder}_{rank}.npy"), whole)
 
 
 def test_the_mode_is_restored_and_the_model_unchanged(files):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, ClassVar
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 DRIVE_FRAME = re.compile(r"(GOPR\d{4}|GP\d{6})_frame_(\d{6})(?!\d)")
 """Sequence and frame in the file names of Dark Zurich and ACDC, which come from the same drives."""
+
+OnRead = Callable[[Path], None]
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class SegmentationDataset:
 
     Attributes:
         cache: Where images and labels at ``size`` may have been stored; None reads the files themselves.
+        on_read: Called with each file before it is opened; None calls nothing. A subclass that reads is to call it.
         left_out: Number of samples that ``keep`` left out.
         remarks: What a person should know about how the samples were chosen, a line each.
 
@@ -100,6 +103,8 @@ class SegmentationDataset:
     """Folder names below the root that an unzip program may have put the tree into."""
     HAS_DRIVE_FRAMES: ClassVar[bool] = False
     """Whether file names tell the drive and frame of Dark Zurich and ACDC (``DRIVE_FRAME``)."""
+
+    on_read: OnRead | None = None  # here, so that a subclass has it however it is made
 
     def __init__(
         self,
@@ -212,6 +217,7 @@ class SegmentationDataset:
         sample = self.samples[index]
         if sample.label is None:
             raise UserError(f"{self.name}: no label for {sample.image}; this split has none or labelled=false is set")
+        self._opening(sample.label)
         if resized and self.size is not None and self.cache is not None:
             return self.cache.get(
                 sample.label, self.size, self.label_kind(sample), lambda: self._read_label(sample, True)
@@ -230,7 +236,7 @@ class SegmentationDataset:
         return resize_label(label, self.size) if resized else label
 
     def _check_same_size(self, sample: Sample, what: str, path: Path, array: np.ndarray) -> None:
-        expected = image_size(sample.image)
+        expected = self._image_size(sample)
         if array.shape != expected:
             raise UserError(
                 f"{self.name}: sizes differ (height x width): {what} {path} is {array.shape[0]} x "
@@ -272,6 +278,7 @@ class SegmentationDataset:
         sample = self.samples[index]
         if sample.invalid is None:
             raise UserError(f"{self.name}: no invalid mask for {sample.image}; this split has none")
+        self._opening(sample.invalid)
         mask = read_invalid(sample.invalid)
         self._check_same_size(sample, "invalid mask", sample.invalid, mask)
         return mask
@@ -306,11 +313,20 @@ class SegmentationDataset:
         def read() -> np.ndarray:
             return resize_image(read_image(path), size)
 
+        self._opening(path)
         return read() if size is None or self.cache is None else self.cache.get(path, size, "image", read)
 
     def _read_like(self, path: Path, sample: Sample) -> np.ndarray:
         """Another image of the sample's scene, (H, W, 3) uint8, of the same size as the sample's image."""
-        return self._read(path, self.size or image_size(sample.image))
+        return self._read(path, self.size or self._image_size(sample))
+
+    def _image_size(self, sample: Sample) -> tuple[int, int]:
+        self._opening(sample.image)
+        return image_size(sample.image)
+
+    def _opening(self, path: Path) -> None:
+        if self.on_read is not None:
+            self.on_read(path)
 
     def _label_mapping(self, path: Path) -> np.ndarray | None:
         """Train id of every id in a label file, (256,) uint8; None if the file holds train ids."""

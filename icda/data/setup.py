@@ -187,7 +187,9 @@ def _unread(node: Any, **read: bool) -> dict[str, bool | None]:
     return {name: off[name] for name, wanted in read.items() if not wanted and name in node}
 
 
-def training_stream(config: TrainConfig, datasets: OpenDatasets, mean: list[float], std: list[float]) -> PairStream:
+def training_stream(
+    config: TrainConfig, datasets: OpenDatasets, mean: list[float], std: list[float], world_size: int = 1
+) -> PairStream:
     """The samples of a run.
 
     Args:
@@ -195,6 +197,7 @@ def training_stream(config: TrainConfig, datasets: OpenDatasets, mean: list[floa
         datasets: Its open data sets.
         mean: (3,) of the encoder's normalisation.
         std: (3,) of the encoder's normalisation.
+        world_size: Processes that train together and share the samples.
     """
     loss, sampling, ignore_index = config.loss, config.dataset.sampling, datasets.source.classes.ignore_index
     rare_classes = None
@@ -215,7 +218,7 @@ def training_stream(config: TrainConfig, datasets: OpenDatasets, mean: list[floa
         sampling,
         mean,
         std,
-        length=config.schedule.max_steps * config.schedule.batch_size,
+        length=config.schedule.max_steps * config.schedule.batch_size * config.schedule.accumulate * world_size,
         seed=config.seed,
         cem=cem_pipeline(config.cem, mean, std, ignore_index) if loss.needs_enhanced else None,
         lift=A.Compose([LiftIllumination(p=1.0)]) if lifted else None,

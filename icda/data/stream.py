@@ -6,7 +6,9 @@ stopped at a step goes on with the sample that would have come next.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import albumentations as A
 import cv2
@@ -16,12 +18,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from icda.config import SamplingConfig
-from icda.data.base import SegmentationDataset
+from icda.data.base import OnRead, SegmentationDataset
 from icda.data.rare_class import RareClassSampler
 from icda.errors import UserError
 from icda.transforms import reseed
 
-_SOURCE, _TARGET, _CEM, _LIFT = range(4)  # keys that keep a sample's generators apart
+_SOURCE, _TARGET, _CEM, _LIFT, _GLOBAL = range(5)  # keys that keep a sample's generators apart
 _LEVELS = np.iinfo(np.uint8).max + 1
 
 
@@ -41,6 +43,28 @@ def largest_share(label: np.ndarray, ignore_index: int) -> float:
     counts = cv2.calcHist([label], [0], None, [_LEVELS], [0, _LEVELS]).ravel().astype(np.int64)
     counts[ignore_index] = 0
     return counts.max() / counts.sum() if counts.any() else 1.0
+
+
+@contextmanager
+def seeded(key: Sequence[int]) -> Iterator[None]:
+    """Make the global generators of Python, numpy and PyTorch's CPU a function of a key, and put them back after.
+
+    icda itself draws from none of them, but a person's own data set or transform may.
+
+    Args:
+        key: Numbers of at least 0.
+    """
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    python, numpy, pytorch = np.random.default_rng(key).integers(2**32, size=3).tolist()
+    random.seed(python)
+    np.random.seed(numpy)  # noqa: NPY002
+    torch.default_generator.manual_seed(pytorch)  # torch.manual_seed would seed the GPU's too
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
 
 
 class PairStream(Dataset):
@@ -99,10 +123,22 @@ class PairStream(Dataset):
         """
         sample: dict[str, Tensor] = {}
         night = None
-        if self.target is not None:
-            night = self._target_pair(position, sample)
-        self._source_pair(position, night, sample)
+        with seeded([self.seed, _GLOBAL, position]):
+            if self.target is not None:
+                night = self._target_pair(position, sample)
+            self._source_pair(position, night, sample)
         return sample
+
+    @property
+    def on_read(self) -> OnRead | None:
+        """See ``SegmentationDataset.on_read``; that of source and target."""
+        return self.source.on_read
+
+    @on_read.setter
+    def on_read(self, call: OnRead | None) -> None:
+        for part in (self.source, self.target):
+            if part is not None:
+                part.on_read = call
 
     def _generator(self, position: int, what: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, what, position])

@@ -9,12 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from icda.distributed import sum_over_ranks
+from icda.training.precision import at_least_float32
+
 
 class PCA(nn.Module):
     """Class prototypes in logit space, and the alignment loss against them (method section 6).
 
     Attributes:
-        prototypes: Buffer (C, C) float32, row c the prototype of class c; zero until class c was seen.
+        prototypes: Buffer (C, C) float32, row c the prototype of class c; zero until class c was seen. The same on
+            every process.
 
     Args:
         num_classes: Classes C.
@@ -35,7 +39,7 @@ class PCA(nn.Module):
 
     @torch.no_grad()
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Move the prototype of every class that occurs to the mean of its pixels' logits.
+        """Move the prototype of every class that occurs to the mean of its pixels' logits, over all processes.
 
         Args:
             logits: (B, C, H, W) float, of the enhanced source image's night-like features.
@@ -43,13 +47,14 @@ class PCA(nn.Module):
         """
         if labels.shape[1:] != logits.shape[2:]:
             labels = F.interpolate(labels[:, None].float(), logits.shape[2:], mode="nearest")[:, 0].long()
-        pixels = logits.float().permute(0, 2, 3, 1).flatten(0, 2)  # (B*H*W, C)
+        pixels = at_least_float32(logits).permute(0, 2, 3, 1).flatten(0, 2)  # (B*H*W, C)
         labels = labels.flatten()
         # Ignored pixels are gathered in one row past the classes, which is then left out: no copy of the pixels.
         num_classes = len(self.prototypes)
         index = torch.where(labels == self.ignore_index, num_classes, labels)
         sums = pixels.new_zeros(num_classes + 1, num_classes).index_add_(0, index, pixels)[:-1]
         counts = torch.bincount(index, minlength=num_classes + 1)[:-1, None]
+        sums, counts = sum_over_ranks(sums), sum_over_ranks(counts)
         updated = self.momentum * sums / counts.clamp(min=1) + (1 - self.momentum) * self.prototypes
         self.prototypes.copy_(torch.where(counts > 0, updated, self.prototypes))
 
@@ -62,9 +67,10 @@ class PCA(nn.Module):
             logits: (B, C, H, W) float.
 
         Returns:
-            Scalar float32.
+            Scalar float32 (float64 for float64 logits).
         """
-        logits = logits.float()
-        directions = F.normalize(self.prototypes, dim=1)  # a zero prototype stays zero: similarity 0
-        similarity = F.conv2d(F.normalize(logits, dim=1), directions[:, :, None, None])  # (B, C, H, W)
-        return F.cross_entropy(similarity / self.tau, logits.argmax(1))
+        logits = at_least_float32(logits)
+        with torch.autocast(logits.device.type, enabled=False):  # it would take the similarities to half precision
+            directions = F.normalize(self.prototypes, dim=1)  # a zero prototype stays zero: similarity 0
+            similarity = F.conv2d(F.normalize(logits, dim=1), directions[:, :, None, None])  # (B, C, H, W)
+            return F.cross_entropy(similarity / self.tau, logits.argmax(1))

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from icda.data.base import Sample, SegmentationDataset
+from icda.data.base import OnRead, Sample, SegmentationDataset
 from icda.data.files import walk
 from icda.data.io import IMAGE_ENDINGS, read_image, resize_image
 from icda.data.setup import open_part, with_data
@@ -331,6 +331,7 @@ class PictureReader(Dataset):
         self.std = std.cpu().numpy()
         self.skip = skip
         self.as_jpeg = as_jpeg
+        self.on_read: OnRead | None = None  # told of each file before it is read (icda.data.watch)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -351,6 +352,8 @@ class PictureReader(Dataset):
         return {"index": index, "image": torch.from_numpy(image), "entering": network}
 
     def _read(self, path: Path) -> np.ndarray:
+        if self.on_read is not None:
+            self.on_read(path)
         try:
             image = read_image(path)
         except MemoryError as error:

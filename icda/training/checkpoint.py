@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -17,17 +17,21 @@ from icda.data.classes import CITYSCAPES, ClassSet
 from icda.errors import UserError
 from icda.interop import is_published, read_published
 from icda.models import SegmentationModel, build_model
+from icda.training.durable import write_whole
 from icda.versions import versions
 from icda.weights.files import read_weights
 from icda.weights.fill import misfits
 from icda.weights.foreign import plain
 
-FORMAT = 2  # 1: without metrics and versions
+FORMAT = 3  # 1: without metrics and versions; 1 and 2: without the loss scaler and the count of skipped steps
 CONTENT = frozenset({"config", "classes", "step", "student", "teacher"})  # what a checkpoint of any format holds
-TRAINING = frozenset({"frozen", "pca", "optimizer", "best_miou", "seconds"})  # below "training" in last.pt
+TRAINING = frozenset({"frozen", "pca", "optimizer", "best_miou", "seconds"})
+"""What stands below "training" in last.pt of any format; format 3 adds "scaler" and "skipped"."""
+LAST, BEST = "last.pt", "best.pt"
 LIBRARIES = ("torch", "torchvision", "timm", "numpy")
 
 _EXPECTED = "expected one that scripts/train.py wrote, such as runs/.../checkpoints/best.pt"
+_STEP_NAME = re.compile(r"step_(\d+)\.pt")
 _PUBLISHED_SIZE = (540, 960)  # at which the published code enters night images (method section 9)
 
 
@@ -54,26 +58,66 @@ def build_student(
     )
 
 
-def save(path: Path, content: dict[str, Any]) -> None:
+def save(path: Path, content: dict[str, Any], before_rename: Callable[[], None] = lambda: None) -> None:
     """Write a checkpoint: to a temporary name, flushed to the disk, then renamed over the old one.
 
     Args:
         path: Where it will be.
         content: Tensors and plain values.
+        before_rename: See ``icda.training.durable.write_whole``.
 
     Raises:
-        OSError: If it cannot be written; the file that was there before is untouched.
+        OSError: If it cannot be written, such as to a full disk, with the system's ``errno`` and with ``path`` as
+            ``filename``; the file that was there before is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save({"format": FORMAT, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    def write(file: IO[bytes]) -> None:
+        sink = _Sink(file)
+        torch.save({"format": FORMAT, **content}, sink)
+        if sink.error is not None:
+            raise sink.error
+
+    write_whole(path, write, before_rename)
+
+
+class _Sink:
+    """A file for ``torch.save`` whose errors are kept for later.
+
+    The zip writer of torch makes a RuntimeError without an errno of an exception in ``write``, and writes on while
+    it is being destroyed.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        if self.error is None:
+            try:
+                return self.file.write(data)
+            except OSError as error:
+                self.error = error
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        """Nothing: ``write_whole`` flushes the file itself."""
+
+
+def step_name(step: int) -> str:
+    """The name of the checkpoint of a step that is no longer the last: ``step_000200.pt``."""
+    return f"step_{step:06d}.pt"
+
+
+def step_files(folder: Path) -> dict[int, Path]:
+    """The checkpoints of earlier steps in a folder, by step, the newest first; empty where there is no folder."""
+    found = {int(m[1]): path for path in folder.glob("step_*.pt") if (m := _STEP_NAME.fullmatch(path.name))}
+    return dict(sorted(found.items(), reverse=True))
+
+
+def resumable(folder: Path) -> list[Path]:
+    """The checkpoints of a ``checkpoints`` folder with which a run can go on, the newest first."""
+    last = folder / LAST
+    return [*([last] if last.is_file() else []), *step_files(folder).values()]
 
 
 def find(path: str | Path, last: bool = False) -> Path:
@@ -83,6 +127,9 @@ def find(path: str | Path, last: bool = False) -> Path:
         path: A file, a run's folder, or its ``checkpoints`` folder.
         last: Whether a run's last is wanted and no other, as for going on with it.
 
+    Returns:
+        The file; where a run's ``last.pt`` is gone, that of the latest earlier step (``step_000200.pt``).
+
     Raises:
         UserError: If a folder holds no checkpoint, or several runs.
     """
@@ -91,11 +138,14 @@ def find(path: str | Path, last: bool = False) -> Path:
     path = Path(path).expanduser()
     if not path.is_dir():
         return path
-    names = ("last.pt",) if last else ("best.pt", "last.pt")
-    candidates = [path / below / name for name in names for below in ("checkpoints", ".")]
-    for candidate in candidates:
+    names = (LAST,) if last else (BEST, LAST)
+    folders = (path / "checkpoints", path)
+    for candidate in (folder / name for name in names for folder in folders):
         if candidate.is_file():
             return candidate
+    for folder in folders:
+        if earlier := resumable(folder):
+            return earlier[0]
     found = [
         p for name in names for p in (*path.glob(f"*/checkpoints/{name}"), *path.glob(f"*/*/checkpoints/{name}"))
     ]
@@ -113,6 +163,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
         path: See ``find``.
 
     Raises:
+        DamagedFile: If it is empty, cut short or damaged.
         UserError: If there is no such file, or it is neither.
     """
     path = find(path)
@@ -149,10 +200,16 @@ def upgraded(content: dict[str, Any], path: Path) -> dict[str, Any]:
     for name, holds in _KINDS.items():
         if not holds(content[name]):
             raise UserError(f"{path} is not a whole checkpoint, its {name} is not as icda writes it; {_EXPECTED}")
-    if "training" in content and not (
-        isinstance(content["training"], Mapping) and set(content["training"]) >= TRAINING
-    ):
-        raise UserError(f"{path} is not a whole checkpoint, its state of the run lacks something; {_EXPECTED}")
+    if "training" in content:
+        training = content["training"]
+        if not (isinstance(training, Mapping) and set(training) >= TRAINING):
+            raise UserError(f"{path} is not a whole checkpoint, its state of the run lacks something; {_EXPECTED}")
+        training = content["training"] = {"scaler": None, "skipped": 0, **training}
+        if not (isinstance(training["scaler"], Mapping | None) and _is_count(training["skipped"])):
+            raise UserError(
+                f"{path} is not a whole checkpoint, its loss scaler or its count of skipped steps is not as icda "
+                f"writes it; {_EXPECTED}"
+            )
     for part in ("student", "teacher"):
         broken = [n for n, t in (content[part] or {}).items() if not torch.isfinite(t).all()]
         if broken:
@@ -161,6 +218,10 @@ def upgraded(content: dict[str, Any], path: Path) -> dict[str, Any]:
                 f"{plain(broken[0], 80)}; its training went wrong, give an earlier checkpoint"
             )
     return content
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
 
 
 def _is_state(value: object) -> bool:
@@ -181,7 +242,7 @@ def _is_class_set(value: object) -> bool:
 _KINDS: dict[str, Callable[[Any], bool]] = {
     "config": _is_config,
     "classes": _is_class_set,
-    "step": lambda value: type(value) is int and value >= 0,
+    "step": _is_count,
     "student": _is_state,
     "teacher": lambda value: value is None or _is_state(value),
     "metrics": lambda value: value is None or isinstance(value, Mapping),

@@ -6,12 +6,16 @@ Paper: "DACS: Domain Adaptation via Cross-domain Mixed Sampling", https://arxiv.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
+
+from icda.distributed import any_over_ranks, rank, sum_over_ranks, world_size
+from icda.training.precision import at_least_float32
 
 _ADJUST = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
 
@@ -23,29 +27,33 @@ class PseudoLabel:
     Attributes:
         labels: (B, H, W) int64 class ids.
         weight: (B, H, W) float, 0..1: how much a pixel counts.
-        share: Scalar float: share of the batch's pixels above the threshold.
+        share: Scalar float: share of the pixels above the threshold, over the batches of all processes.
+        confidence: Scalar float: mean over the batch's pixels of the largest probability.
     """
 
     labels: Tensor
     weight: Tensor
     share: Tensor
+    confidence: Tensor
 
 
 def pseudo_label(logits: Tensor, threshold: float, border: tuple[int, int]) -> PseudoLabel:
     """Labels, and one weight for the whole batch: the share of its confident pixels (method section 7.7).
+
+    With several processes, which must have batches of one size, the whole batch is that of all of them.
 
     Args:
         logits: The teacher's, (B, C, H, W) float at full resolution.
         threshold: Probability from which a pixel is confident.
         border: Rows at the top and at the bottom that weigh 0; they count in the share all the same.
     """
-    confidence, labels = logits.float().softmax(1).max(1)
-    share = (confidence >= threshold).float().mean()
+    confidence, labels = at_least_float32(logits).softmax(1).max(1)
+    share = sum_over_ranks((confidence >= threshold).to(confidence.dtype).mean()) / world_size()
     weight = share.expand_as(confidence).clone()
     top, bottom = border
     weight[:, :top] = 0
     weight[:, max(0, weight.shape[1] - bottom) :] = 0
-    return PseudoLabel(labels, weight, share)
+    return PseudoLabel(labels, weight, share, confidence.mean())
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,7 @@ class DacsDraws:
 def draw_dacs(
     generator: np.random.Generator,
     labels: Tensor,
+    ids: Sequence[int],
     jitter_probability: float = 0.8,
     jitter_strength: float = 0.2,
     blur_probability: float = 0.5,
@@ -73,16 +82,24 @@ def draw_dacs(
 ) -> DacsDraws:
     """Draw one mix: classes once for the batch, strengths for each image.
 
+    With several processes it is drawn for the joined batch of all of them, the same on each, and every process keeps
+    what concerns its own images; all must call it, with batches of one size.
+
     Args:
-        generator: Source of randomness.
-        labels: The source batch's labels (B, H, W) int64; of its n ids, the ignored one included, ceil(n / 2) are
-            drawn.
+        generator: Source of randomness, in the same state on every process.
+        labels: The source batch's labels (B, H, W) int64; of the n ids in it, the ignored one included, ceil(n / 2)
+            are drawn.
+        ids: All that ``labels`` may hold: the classes' and the ignored one.
         jitter_probability: Probability that the batch is jittered.
         jitter_strength: Range of the factors: 1 - s .. 1 + s, and -s .. s for the hue (in turns).
         blur_probability: Probability that the batch is blurred.
         blur_sigma: Range of the standard deviation in pixels.
     """
-    present = labels.unique().cpu().numpy()
+    here, ids = set(labels.unique().tolist()), sorted(ids)
+    found = any_over_ranks([i in here for i in ids], labels.device)
+    present = [i for i, is_there in zip(ids, found, strict=True) if is_there]
+    images = len(labels) * world_size()
+    own = slice(rank() * len(labels), (rank() + 1) * len(labels))
     classes = generator.choice(present, math.ceil(len(present) / 2), replace=False)
     jitter = blur = None
     if generator.random() < jitter_probability:
@@ -92,10 +109,10 @@ def draw_dacs(
                 tuple(generator.permutation(4).tolist()),
                 tuple((low + 2 * jitter_strength * generator.random(4)).tolist()),
             )
-            for _ in labels
-        )
+            for _ in range(images)
+        )[own]
     if generator.random() < blur_probability:
-        blur = tuple(generator.uniform(*blur_sigma, size=len(labels)).tolist())
+        blur = tuple(generator.uniform(*blur_sigma, size=images).tolist())[own]
     return DacsDraws(tuple(int(c) for c in classes), jitter, blur)
 
 
@@ -158,5 +175,6 @@ def mix(
     labels = torch.where(pasted, source_labels, pseudo.labels)
     weight = torch.where(pasted, 1.0, pseudo.weight)
     if draws.jitter is not None or draws.blur is not None:
-        image = augment(image, mean, std, draws)
+        with torch.autocast(image.device.type, enabled=False):  # it would blur in half precision
+            image = augment(image, mean, std, draws)
     return image, labels, weight

@@ -2,73 +2,91 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import errno
 import logging
-import re
-import shlex
-import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from icda import distributed
 from icda.config import TrainConfig, validate
-from icda.data.loader import batches
+from icda.data.loader import batches, training_order
 from icda.data.overlap import merged_frames
 from icda.data.setup import OpenDatasets, open_datasets, training_stream
+from icda.device import pick_device
 from icda.errors import UserError
 from icda.evaluation import evaluate
-from icda.report import percent, scores, table
+from icda.report import percent, scores
 from icda.training import checkpoint
-from icda.training.optimizer import build_optimizer, lr_factor, set_lr
+from icda.training.build import AUTO, announce, build_method, find_start, restore
+from icda.training.checkpoint_folder import CheckpointFolder
+from icda.training.compilation import compile_parts, uncompiled
+from icda.training.diagnostics import memory_scalars, prototype_distances
+from icda.training.engine import Engine
+from icda.training.guard import Guard
+from icda.training.loggers import open_logger
+from icda.training.optimizer import build_optimizer
 from icda.training.panels import Panels
-from icda.training.start import Start, read_start
-from icda.training.step import Batch, TrainStep
+from icda.training.precision import Precision
+from icda.training.record import Record, failed
+from icda.training.results import Results, finished
+from icda.training.same_run import check_same_run
+from icda.training.signals import Stopped, StopRequest, stop_request
+from icda.training.start import Start
 
 log = logging.getLogger(__name__)
 
-
-def pick_device(name: str) -> torch.device:
-    """The device that a name means; ``auto`` is a GPU if there is one.
-
-    Raises:
-        UserError: If the name is none of auto, cpu, cuda and cuda:N, or there is no such GPU.
-    """
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
-        raise UserError(f"device={name} is not known; choose one of auto, cpu, cuda, or cuda:1 for the second GPU")
-    found = torch.cuda.device_count()
-    if name == "auto":
-        name = "cuda" if found else "cpu"
-    if name != "cpu" and int(name.partition(":")[2] or 0) >= found:
-        raise UserError(f"device={name}, but PyTorch {torch.__version__} sees {found} GPUs; give device=cpu or auto")
-    return torch.device(name)
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def train(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     """Train as configured and write everything into ``folder``.
 
+    One process of several (``torchrun``) trains together with the others; the first one alone writes.
+
     Args:
         cfg: Composed from ``conf/train.yaml``.
-        folder: The run's folder; gets ``checkpoints/``, ``metrics.jsonl``, ``summary.json``, ``panels/`` and
-            ``tensorboard/``.
+        folder: The run's folder; gets ``checkpoints/``, ``metrics.jsonl``, ``summary.json``, ``record.json``,
+            ``panels/`` and what the logger writes.
 
     Returns:
         What ``summary.json`` holds.
 
     Raises:
-        UserError: If the configuration, the data or the weights are not usable.
+        UserError: If the configuration, the data or the weights are not usable, or a loss is not finite.
+        Stopped: After SIGTERM or SIGINT, with the state saved.
     """
-    with logging_redirect_tqdm():
-        return Run(cfg, folder).train()
+    config = validate(cfg)
+    device = pick_device(config.device, several=distributed.launched())
+    with logging_redirect_tqdm(), stop_request() as stop, distributed.process_group(device), _one_voice():
+        folder = Path(distributed.from_main(str(folder)))
+        summary = finished(folder, cfg, config.schedule.max_steps) if config.resume == AUTO else None
+        if summary is not None:
+            log.info("%s is finished: %d steps, mIoU %s", folder, summary["steps"], percent(summary["last_miou"]))
+            return summary
+        return Run(cfg, folder, device, stop).train()
+
+
+@contextlib.contextmanager
+def _one_voice() -> Iterator[None]:
+    """Let the main process alone log; of the others errors are heard."""
+    logger = logging.getLogger("icda")
+    level = logger.level
+    if not distributed.is_main():
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class Run:
@@ -77,323 +95,300 @@ class Run:
     Args:
         cfg: Composed from ``conf/train.yaml``.
         folder: The run's folder.
+        device: Where it trains; by default what the configuration says.
+        stop: Tells when to stop; by default never.
 
     Raises:
         UserError: See ``train``.
     """
 
-    def __init__(self, cfg: DictConfig, folder: Path) -> None:
+    def __init__(
+        self, cfg: DictConfig, folder: Path, device: torch.device | None = None, stop: StopRequest | None = None
+    ) -> None:
         self.cfg = cfg
         self.config: TrainConfig = validate(cfg)
         self.folder = folder
-        self.device = pick_device(self.config.device)
-        self.datasets: OpenDatasets = open_datasets(self.config)
+        self.device = pick_device(self.config.device) if device is None else device
+        self.stop = StopRequest() if stop is None else stop
+        self.precision = Precision(self.config.precision, self.device)
+        with distributed.main_first():  # it may make the demo data
+            self.datasets: OpenDatasets = open_datasets(self.config)
         self.classes = self.datasets.source.classes
         torch.manual_seed(self.config.seed)
-        self.step = 0
-        start = self._find_start()
-        self.method = self._build_method(start).to(self.device)
+        start = find_start(self.config, folder / "checkpoints")
+        if start is not None:
+            start.check_classes(self.classes)
+        self.step = start.known_step() if start is not None and start.resumes else 0
+        self.method = build_method(self.config, self.classes, start, self.device)
         schedule, student = self.config.schedule, self.method.student
         self.optimizer = build_optimizer(
             student, schedule.lr, schedule.encoder_lr_factor, schedule.dar_lr_factor, schedule.weight_decay
         )
-        mean, std = student.mean.tolist(), student.std.tolist()
-        self.stream = training_stream(self.config, self.datasets, mean, std)
+        self.stream = training_stream(
+            self.config, self.datasets, student.mean.tolist(), student.std.tolist(), distributed.world_size()
+        )
         self.best_miou = -1.0
-        self.metrics: dict[str, Any] | None = None  # the last validation's, for the checkpoints
-        self.records: list[str] = []  # lines of metrics.jsonl that a resumed run starts with
+        self.metrics: dict[str, Any] | None = None  # the last validation's
+        self.checkpoints = self._checkpoint_folder(start)
+        self.guard = Guard(folder, self.config.max_skipped)
+        self.results = Results(folder, self.datasets.val.name)
+        self.record = Record(folder / "record.json")
+        self.saved: int | None = None  # step of last.pt
         self.seconds = 0.0  # of the run so far, earlier parts of a resumed run included
-        earlier = {} if start is None else start.trained_frames
-        self.trained_frames = merged_frames(self.datasets.trained_frames, earlier)
+        self.earlier: Path | None = None  # folder of the run that this one goes on with
+        self.start = start
+        frames = {} if start is None else start.trained_frames
+        self.trained_frames = merged_frames(self.datasets.trained_frames, frames)
         if start is not None and start.resumes:
             self._resume(start)
-
-    def _find_start(self) -> Start | None:
-        """What ``init`` or ``resume`` names; None for a run from its configuration's own weights."""
-        config, last = self.config, self.folder / "checkpoints" / "last.pt"
-        start = None
-        if config.resume == "auto" and last.exists():
-            start = read_start(last, resumes=True)
-        elif config.resume not in (None, "auto"):
-            start = read_start(checkpoint.find(config.resume, last=True), resumes=True)
-        elif config.init is not None:
-            start = read_start(checkpoint.find(config.init), resumes=False)
-        if config.resume == "auto" and not last.exists():
-            log.info("resume=auto: no %s yet, so the run starts at step 0", last)
-        if start is not None:
-            start.check_classes(self.classes)
-            if start.resumes:
-                self.step = start.known_step()
-        return start
-
-    def _build_method(self, start: Start | None) -> TrainStep:
-        """The method with the weights that it starts from; what ``resume`` adds to them comes later."""
-        loss, weights = self.config.loss, self.config.model.encoder.weights
-        frozen_given = start is not None and start.frozen is not None
-        goes_on = start is not None and start.resumes and start.training is not None  # with all that it had
-        reads_encoder = start is None or not (goes_on or frozen_given or not loss.feature_distance)
-        student = checkpoint.build_student(self.config.model, len(self.classes), loss.needs_dar, reads_encoder)
-        if weights == "none" and start is None:
-            log.warning(
-                "the encoder %s starts from random weights; for pretrained ones: model=icda_lite, or "
-                "model.encoder.weights=timm or PATH",
-                self.config.model.encoder.name,
-            )
-        elif not reads_encoder and not goes_on and weights != "none":
-            log.info("model.encoder.weights=%s is not read: %s has all that is needed", weights, start.setting)
-        top, bottom = self.config.dataset.pseudo_label_border
-        method = TrainStep(
-            student,
-            self.classes,
-            loss,
-            teacher_momentum=self.config.schedule.teacher_momentum,
-            border=(top, bottom),
-            pretrained=frozen_given or (weights != "none" and not goes_on),
+        if self.config.compile:
+            compile_parts(self.method)
+        self.engine = Engine(
+            self.method, self.optimizer, self.precision, self.guard, schedule, self.config.seed, self.device
         )
-        if start is not None:
-            start.fill(student, start.state_for(student), "network")
-            if method.teacher is not None:
-                state = start.state_for(student, teacher=start.resumes)
-                start.fill(method.teacher.model, state, "mean teacher")
-            if method.frozen is not None and start.frozen is not None:
-                start.fill(method.frozen, start.frozen, "frozen encoder")
-            if method.frozen is None and loss.feature_distance and not goes_on:
-                log.warning(
-                    "%s holds no encoder from before its training and model.encoder.weights is none: the feature "
-                    "distance is off",
-                    start.setting,
-                )
-        return method
 
-    def train(self) -> dict[str, Any]:
-        """Run the loop to its end; return what ``summary.json`` holds."""
-        schedule = self.config.schedule
-        self._announce()
-        self._start_records()
-        started = time.perf_counter() - self.seconds
-        panels = Panels(self.stream, self.datasets.val, self.config.panels) if self.config.panels else None
-        samples = batches(
-            self.stream,
-            schedule.batch_size,
-            self.config.workers,
-            start=self.step * schedule.batch_size,
-            pin_memory=self.device.type != "cpu",
-        )
-        result: dict[str, Any] = {}
-        self.method.train()
-        with SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step) as board:
-            bar = tqdm(
-                initial=self.step,
-                total=schedule.max_steps,
-                desc="train",
-                unit="step",
-                disable=not self.config.progress,
-                mininterval=0.2 if sys.stderr.isatty() else 20,  # few lines where they go to a file
-            )
-            for sample in samples:
-                terms = self._train_step(Batch(**sample).to(self.device))
-                last = self.step == schedule.max_steps
-                if self.step % schedule.log_every == 0 or last:
-                    self._log_terms(board, bar, terms)
-                if self.step % schedule.val_every == 0 or last:
-                    self.seconds = time.perf_counter() - started
-                    result = self._validate(board, panels)
-                if self.step % schedule.save_every == 0 or last:
-                    self.seconds = time.perf_counter() - started
-                    self._save("last")
-                bar.update()
-            bar.close()
-            if not result:  # resumed at its last step
-                result = self._validate(board, panels)
-                self._save("last")
-        return self._finish(result)
-
-    def _train_step(self, batch: Batch) -> dict[str, Tensor]:
-        """One step of the method and of the optimiser; what is random in it is a function of seed and step."""
-        schedule, seed = self.config.schedule, self.config.seed
-        set_lr(self.optimizer, lr_factor(self.step, schedule.max_steps, schedule.warmup_steps))
-        generator = np.random.default_rng([seed, self.step])
-        torch.manual_seed(int(generator.integers(2**63)))  # dropout and stochastic depth
-        terms = self.method(batch, self.step, self.method.draw(generator, batch))
-        broken = [name for name, value in terms.items() if not torch.isfinite(value)]
-        if broken:
-            raise UserError(
-                f"step {self.step}: the loss {', '.join(broken)} is not finite; start again, or from an earlier "
-                f"checkpoint with resume=, with a lower schedule.lr or a longer schedule.warmup_steps"
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        return terms
-
-    def _log_terms(self, board: SummaryWriter, bar: tqdm, terms: dict[str, Tensor]) -> None:
-        loss = self.config.loss
-        values = {name: value.item() for name, value in terms.items()}
-        total = sum(getattr(loss, name) * v for name, v in values.items() if hasattr(loss, name))
-        for name, value in values.items():
-            board.add_scalar(f"train/{name}", value, self.step)
-        board.add_scalar("train/total", total, self.step)
-        for group in self.optimizer.param_groups:
-            board.add_scalar(f"lr/{group['part']}", group["lr"], self.step)
-        head_lr = next(g["lr"] for g in self.optimizer.param_groups if g["part"] == "head")
-        bar.set_postfix(loss=f"{total:.3f}", lr=f"{head_lr:.1e}", refresh=False)
-
-    def _validate(self, board: SummaryWriter, panels: Panels | None) -> dict[str, Any]:
-        """Score the student, write figures and pictures, keep the checkpoint if it is the best so far."""
-        config, val = self.config, self.datasets.val
-        matrix = evaluate(self.method.student, val, self.device, workers=config.workers, progress=config.progress)
-        result = scores(matrix, self.classes)
-        miou = result["miou"] or 0.0
-        self.metrics = {"step": self.step, "val": val.name, **result}
-        board.add_scalar("val/miou", miou, self.step)
-        for name, value in result["iou"].items():
-            if value is not None:
-                board.add_scalar(f"val_iou/{name}", value, self.step)
-        is_best = miou > self.best_miou
-        if is_best:
-            self.best_miou = miou
-            self._save("best")
-        line = {"step": self.step, "seconds": round(self.seconds, 3), **result}
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        if panels is not None:
-            for name, sheet in (
-                ("train", panels.training(self.method, self.device)),
-                ("val", panels.validation(self.method, self.device)),
-            ):
-                board.add_image(name, sheet, self.step, dataformats="HWC")
-                path = self.folder / "panels" / f"{name}_{self.step:06d}.png"
-                path.parent.mkdir(exist_ok=True)
-                cv2.imwrite(str(path), sheet[:, :, ::-1])
-        log.info(
-            "step %d: mIoU %s on %s%s", self.step, percent(miou), val.name, ", the best so far" if is_best else ""
-        )
-        return result
-
-    def _save(self, name: str) -> None:
-        """Write ``checkpoints/<name>.pt``: ``last`` holds what a run needs to go on, ``best`` the models alone."""
-        method = self.method
-        teacher = None if method.teacher is None else method.teacher.model
-        content = checkpoint.content_of(
-            self.cfg, self.classes, method.student, teacher, self.step, self.trained_frames, self.metrics
-        )
-        if name == "last":
-            content["training"] = {
-                "frozen": None if method.frozen is None else method.frozen.state_dict(),
-                "pca": None if method.pca is None else method.pca.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "best_miou": self.best_miou,
-                "seconds": self.seconds,
-            }
-        checkpoint.save(self.folder / "checkpoints" / f"{name}.pt", content)
+    def _checkpoint_folder(self, start: Start | None) -> CheckpointFolder:
+        folder, step = self.folder / "checkpoints", None
+        if start is not None and start.resumes and start.path.resolve().parent == folder.resolve():
+            step = self.step
+        is_last = step is not None and start.path.name == checkpoint.LAST
+        return CheckpointFolder(folder, self.config.keep, last_step=step if is_last else None, start_step=step)
 
     def _resume(self, start: Start) -> None:
         """Go on from a ``last`` checkpoint as if the run had never stopped."""
-        method, training = self.method, start.training
-        if training is None:
-            self._check_step(start.setting)
+        limit = self.config.schedule.max_steps
+        if start.training is None:
             log.warning(
                 "%s is %s: its networks go on at step %d, the prototypes and the optimiser's averages start anew",
                 start.setting, start.what, self.step,
             )  # fmt: skip
+        else:
+            check_same_run(start.config, self.cfg, start.setting, strict=self.config.resume == AUTO)
+            restore(start, self.method, self.optimizer, self.precision.scaler)
+            self.best_miou, self.seconds = start.training["best_miou"], start.training["seconds"]
+            self.metrics, self.guard.skipped = start.metrics, start.training["skipped"]
+        if self.step > limit:
+            raise UserError(f"{start.setting} is at step {self.step}, past schedule.max_steps={limit}; raise it")
+        if start.training is None:
             return
-        parts = (
-            (method.teacher, start.teacher),
-            (method.frozen, training["frozen"]),
-            (method.pca, training["pca"]),
+        used = start.path.resolve().parent
+        self.earlier = used.parent if used.name == "checkpoints" else used
+        if distributed.is_main() and not self.checkpoints.adopt(start.path, self.step):
+            log.warning("there is no best checkpoint up to step %d in %s: it is looked for anew", self.step, used)
+            self.best_miou = -1.0
+        self.best_miou = distributed.from_main(self.best_miou)
+
+    def train(self) -> dict[str, Any]:
+        """Run the loop to its end; return what ``summary.json`` holds.
+
+        Raises:
+            UserError: If a loss is not finite, or the disk is full.
+            Stopped: After a signal.
+        """
+        main = distributed.is_main()
+        announce(self.config, self.datasets, self.method, self.device, self.step, self.folder)
+        if main:
+            self.results.begin(self.step, self.earlier)
+        panels = Panels(self.stream, self.datasets.val, self.config.panels) if self.config.panels else None
+        self.started = time.perf_counter() - self.seconds
+        try:
+            with (
+                open_logger(self.config.logger if main else "none", self.folder, self.step) as self.logger,
+                contextlib.closing(self._samples()) as samples,
+                self._recorded(),
+                distributed.lost_connections_explained(),
+            ):
+                self._loop(samples, panels)
+        except OSError as error:
+            if error.errno in _DISK_IS_FULL:
+                raise UserError(
+                    f"{error.filename or self.folder} cannot be written: {error.strerror}; "
+                    f"{self.checkpoints.describe_newest()}; make room and give the same command with resume=auto"
+                ) from error
+            raise
+        summary = None
+        if main:
+            summary = self.results.finish(self.cfg, self.step, self._seconds(), self.best_miou, self.metrics)
+        return distributed.from_main(summary)
+
+    def _loop(self, samples: Iterator[dict[str, Tensor]], panels: Panels | None) -> None:
+        """Step, log, validate and save, until all steps are done or a signal came."""
+        schedule = self.config.schedule
+        self.method.train()
+        with self._bar() as bar:
+            self._leave_if_asked()
+            if self._validation_is_due():  # the signal that stopped the run cut it off
+                self._validate(panels)
+                self._leave_if_asked()
+                self._save()  # with these scores, or a later start would log them once more
+            while self.step < schedule.max_steps:
+                terms = self.engine.step(samples, self.step)
+                self.step += 1
+                if terms and (self.step % schedule.log_every == 0 or self.step == schedule.max_steps):
+                    self._log_terms(bar, terms)
+                if self._validation_is_due():
+                    self._validate(panels)
+                if self.step % schedule.save_every == 0:
+                    self._save()
+                bar.update()
+                self._leave_if_asked()
+            self._save()
+
+    def _leave_if_asked(self) -> None:
+        """End the run if a signal came to any process, unless nothing is left to do."""
+        if not distributed.any_over_ranks([bool(self.stop)], self.device)[0]:
+            return
+        if self.step == self.config.schedule.max_steps and not self._validation_is_due():
+            return
+        self._save()
+        distributed.wait_for_all()  # a launcher ends the other processes when the first one leaves
+        name = self.stop.signal_name or "a signal to another process"
+        log.info("stopped by %s at step %d; the same command with resume=auto goes on from there", name, self.step)
+        raise Stopped(name, self.step)
+
+    def _log_terms(self, bar: tqdm, terms: dict[str, Tensor]) -> None:
+        loss = self.config.loss
+        values = {name: value.item() for name, value in terms.items()}
+        values["total"] = sum(getattr(loss, name) * v for name, v in values.items() if hasattr(loss, name))
+        rates = {group["part"]: group["lr"] for group in self.optimizer.param_groups}
+        scalars = {f"train/{name}": value for name, value in values.items()}
+        scalars |= {f"lr/{part}": rate for part, rate in rates.items()}
+        scalars |= {f"gradient_norm/{part}": norm for part, norm in self.engine.norms.items()}
+        scalars |= memory_scalars(self.device)
+        if self.method.pca is not None:
+            scalars |= prototype_distances(self.method.pca, self.classes.names)
+        if self.precision.scaler.is_enabled():
+            scalars["train/loss_scale"] = self.precision.scaler.get_scale()
+        self.logger.scalars(scalars, self.step)
+        bar.set_postfix(loss=f"{values['total']:.3f}", lr=f"{rates['head']:.1e}", refresh=False)
+
+    def _validation_is_due(self) -> bool:
+        schedule = self.config.schedule
+        done = -1 if self.metrics is None else self.metrics["step"]
+        wanted = self.step == schedule.max_steps or (self.step > 0 and self.step % schedule.val_every == 0)
+        return wanted and done < self.step
+
+    def _validate(self, panels: Panels | None) -> None:
+        """Score the student, write figures and pictures, keep the checkpoint if it is the best so far."""
+        config, val = self.config, self.datasets.val
+        sheets = {}
+        with uncompiled() if config.compile else contextlib.nullcontext():  # as scripts/eval.py does
+            matrix = evaluate(
+                self.method.student,
+                val,
+                self.device,
+                workers=config.workers,
+                progress=config.progress,
+                timeout=config.worker_timeout,
+                stop=lambda: bool(self.stop),
+            )
+            if matrix is None:  # a signal came
+                return
+            if panels is not None:  # in every process: the teacher's batch norm takes them all
+                sheets["train"] = panels.training(self.method, self.device)
+                sheets["val"] = panels.validation(self.method, self.device)
+        result = scores(matrix, self.classes)
+        miou = result["miou"] or 0.0
+        self.metrics = {"step": self.step, "val": val.name, **result}
+        is_best = miou > self.best_miou
+        self.best_miou = max(miou, self.best_miou)
+        if not distributed.is_main():
+            return
+        known = {f"val_iou/{name}": value for name, value in result["iou"].items() if value is not None}
+        self.logger.scalars({"val/miou": miou, **known}, self.step)
+        for name, sheet in sheets.items():
+            self.logger.image(name, sheet, self.step)
+            self.results.picture(name, self.step, sheet)
+        self.results.validation(self.step, self._seconds(), result)
+        if is_best:
+            self.checkpoints.save_best(self._content())
+        log.info(
+            "step %d: mIoU %s on %s%s", self.step, percent(miou), val.name, ", the best so far" if is_best else ""
+        )
+
+    def _content(self) -> dict[str, Any]:
+        """What every checkpoint holds."""
+        teacher = None if self.method.teacher is None else self.method.teacher.model
+        return checkpoint.content_of(
+            self.cfg, self.classes, self.method.student, teacher, self.step, self.trained_frames, self.metrics
+        )
+
+    def _save(self) -> None:
+        """Write ``checkpoints/last.pt``, which holds all that a run needs to go on, unless it stands there."""
+        if not distributed.is_main() or self.saved == self.step:
+            return
+        method, scaler = self.method, self.precision.scaler
+        training = {
+            "frozen": None if method.frozen is None else method.frozen.state_dict(),
+            "pca": None if method.pca is None else method.pca.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler.is_enabled() else None,
+            "skipped": self.guard.skipped,
+            "best_miou": self.best_miou,
+            "seconds": self._seconds(),
+        }
+        self.logger.flush()
+        self.checkpoints.save_last({**self._content(), "training": training})
+        self.saved = self.step
+        self.record.update(self.step)
+
+    def _seconds(self) -> float:
+        """Of the run so far, its earlier parts included."""
+        return time.perf_counter() - self.started
+
+    def _samples(self) -> Iterator[dict[str, Tensor]]:
+        """This process's batches, from the current step on."""
+        config, schedule = self.config, self.config.schedule
+        order = training_order(
+            self.step,
+            schedule.max_steps,
+            schedule.batch_size,
+            schedule.accumulate,
+            distributed.rank(),
+            distributed.world_size(),
+        )
+        return batches(
+            self.stream,
+            schedule.batch_size,
+            config.workers,
+            order=order,
+            pin_memory=self.device.type != "cpu",
+            timeout=config.worker_timeout,
+        )
+
+    def _bar(self) -> tqdm:
+        return tqdm(
+            initial=self.step,
+            total=self.config.schedule.max_steps,
+            desc="train",
+            unit="step",
+            disable=not (self.config.progress and distributed.is_main()),
+            mininterval=0.2 if sys.stderr.isatty() else 20,  # few lines where they go to a file
+        )
+
+    @contextlib.contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """Keep ``record.json``: how this part of the run began and how it ended."""
+        if not distributed.is_main():
+            yield
+            return
+        config, world = self.config, distributed.world_size()
+        pairs = config.schedule.batch_size * config.schedule.accumulate * world
+        self.record.start(
+            device=self.device,
+            world_size=world,
+            precision=config.precision,
+            seed=config.seed,
+            step=self.step,
+            images_per_step=pairs * (2 if config.loss.needs_target else 1),
+            resumed_from=self.start.path if self.start is not None and self.start.resumes else None,
         )
         try:
-            if any((part is None) != (state is None) for part, state in parts):
-                raise ValueError("it was trained with another loss")
-            if method.pca is not None:
-                method.pca.load_state_dict(training["pca"])
-            settings = [(group["base_lr"], group["weight_decay"]) for group in self.optimizer.param_groups]
-            self.optimizer.load_state_dict(training["optimizer"])
-            for group, (base_lr, decay) in zip(self.optimizer.param_groups, settings, strict=True):
-                group.update(base_lr=base_lr, weight_decay=decay)  # the configuration's, not the checkpoint's
-        except (RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{start.setting} does not fit this configuration: {reason}; give the run's own"
-            ) from error
-        self._check_step(start.setting)
-        self.best_miou, self.seconds, self.metrics = training["best_miou"], training["seconds"], start.metrics
-        self._adopt(start.path.resolve().parent)
-
-    def _check_step(self, setting: str) -> None:
-        """Refuse to go on from beyond the end."""
-        if self.step > self.config.schedule.max_steps:
-            raise UserError(
-                f"{setting} is at step {self.step}, past schedule.max_steps={self.config.schedule.max_steps}; "
-                "raise it"
-            )
-
-    def _adopt(self, checkpoints: Path) -> None:
-        """Take over what a resumed run left: validations so far and, from another folder, its best checkpoint."""
-        self.records = self._read_records(checkpoints.parent if checkpoints.name == "checkpoints" else checkpoints)
-        best, here = checkpoints / "best.pt", self.folder / "checkpoints" / "best.pt"
-        if not best.exists():
-            log.warning("there is no %s: the best checkpoint is looked for anew", best)
-            self.best_miou = -1.0
-        elif best != here.resolve():
-            here.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(best, here)
-
-    def _read_records(self, folder: Path) -> list[str]:
-        """The lines of a folder's ``metrics.jsonl`` up to the current step; the last step is validated anew."""
-        limit = min(self.step, self.config.schedule.max_steps - 1)
-        path = folder / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [line for line in lines if json.loads(line)["step"] <= limit]
-
-    def _start_records(self) -> None:
-        """Drop what an earlier run in this folder recorded after the step that this one starts from."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "summary.json").unlink(missing_ok=True)
-        (self.folder / "metrics.jsonl").write_text("".join(line + "\n" for line in self.records))
-
-    def _announce(self) -> None:
-        source, target, val = self.datasets.source, self.datasets.target, self.datasets.val
-        parameters = sum(p.numel() for p in self.method.student.parameters())
-        log.info(
-            "%s: %d labelled images%s; scored on %s: %d images",
-            source.name,
-            len(source),
-            f" -> {target.name}: {len(target)} unlabelled images" if target is not None else "",
-            val.name,
-            len(val),
-        )
-        for part in (*self.datasets.trained, val):
-            for remark in part.remarks:
-                log.info("%s: %s", part.name, remark)
-        if self.config.loss.needs_reference and (pairing := getattr(target, "pairing", "")):
-            log.info("%s: day references from %s", target.name, pairing)
-        log.info(
-            "%s, %.1f M parameters, on %s; step %d of %d; run folder %s",
-            self.config.model.encoder.name,
-            parameters / 1e6,
-            self.device,
-            self.step,
-            self.config.schedule.max_steps,
-            self.folder,
-        )
-
-    def _finish(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Write ``summary.json``, print the table and what to type next."""
-        summary = {
-            "best_miou": self.best_miou,
-            "last_miou": result.get("miou"),
-            "steps": self.step,
-            "seconds": round(self.seconds, 3),
-            "iou": result.get("iou"),
-            "val": self.datasets.val.name,
-        }
-        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-        if result:
-            log.info("\n%s\n", table(result))
-        best = self.folder / "checkpoints" / "best.pt"
-        log.info("best mIoU %s after %d steps, %.0f s", percent(self.best_miou), self.step, self.seconds)
-        log.info("run folder: %s", self.folder)
-        log.info("next: python scripts/eval.py ckpt=%s save_predictions=true", shlex.quote(str(best)))
-        log.info("      tensorboard --logdir %s", shlex.quote(str(self.folder)))
-        return summary
+            yield
+        except Stopped as stopped:
+            self.record.end(f"stopped by {stopped.signal_name}", self.step)
+            raise
+        except BaseException as error:
+            self.record.end(failed(error), self.step)
+            raise
+        self.record.end("finished", self.step)

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from icda.distributed import sum_over_ranks, world_size
+from icda.training.precision import at_least_float32
+
 
 def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int, weight: Tensor | None = None) -> Tensor:
     """Cross entropy averaged over ALL pixels, ignored ones counting as zero (method section 7.2).
@@ -22,9 +25,9 @@ def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int, weight: Ten
         weight: (B, H, W) float that multiplies a pixel's cost before the mean; None is 1 everywhere.
 
     Returns:
-        Scalar float32.
+        Scalar float32 (float64 for float64 logits).
     """
-    cost = F.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="none")
+    cost = F.cross_entropy(at_least_float32(logits), labels, ignore_index=ignore_index, reduction="none")
     return (cost if weight is None else cost * weight).mean()
 
 
@@ -53,13 +56,16 @@ def thing_cells(
 def feature_distance(features: Tensor, frozen: Tensor, cells: Tensor) -> Tensor:
     """Mean Euclidean distance over channels between two maps, at the chosen cells (method section 7.3).
 
+    With several processes the mean is over the cells of all of them, and this is the process's share of it, times
+    the number of processes: the average over processes is the mean.
+
     Args:
         features: The student's last map (B, C, h, w) float.
         frozen: The frozen ImageNet encoder's last map, of the same shape.
         cells: (B, h, w) bool.
 
     Returns:
-        Scalar float32; 0 where no cell is chosen.
+        Scalar float32 (float64 for float64 maps); 0 where no cell is chosen.
     """
-    distance = torch.linalg.vector_norm(features.float() - frozen.float(), dim=1)
-    return (distance * cells).sum() / cells.sum().clamp(min=1)
+    distance = torch.linalg.vector_norm(at_least_float32(features) - at_least_float32(frozen), dim=1)
+    return (distance * cells).sum() * world_size() / sum_over_ranks(cells.sum()).clamp(min=1)

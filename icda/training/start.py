@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from icda.data.classes import ClassSet
-from icda.errors import UserError
+from icda.errors import DamagedFile, UserError
 from icda.interop import read_published
 from icda.models import SegmentationModel
 from icda.training import checkpoint
@@ -27,7 +27,7 @@ class Start:
     Attributes:
         resumes: Whether the run goes on with it (``resume``) or only takes its weights (``init``).
         setting: How the command line asked for it, for messages: ``init=PATH`` or ``resume=PATH``.
-        path: The file; its folder's parent is the run's where it is a checkpoint of icda.
+        path: The file that was read; its folder's parent is the run's where it is a checkpoint of icda.
         what: What the file holds, in words.
         settings: Those of a run that it fits, in words.
         student, teacher: Named as in ``SegmentationModel``; teacher is None where the file holds none.
@@ -37,7 +37,9 @@ class Start:
         step: Steps done; None where the file does not say.
         metrics: The last validation's, or None.
         trained_frames: Drive frames that the weights were trained on (``icda.data.overlap``).
-        training: Optimiser, prototypes and what else only ``last.pt`` of icda holds, or None.
+        config: The composed configuration of the run, not resolved; None for a published file.
+        training: Optimiser, prototypes, loss scaler and what else only a checkpoint of icda to go on with holds
+            (``last.pt``, ``step_000200.pt``), or None.
     """
 
     resumes: bool
@@ -53,6 +55,7 @@ class Start:
     step: int | None
     metrics: dict[str, Any] | None
     trained_frames: dict[str, list[str]]
+    config: Mapping[str, Any] | None
     training: dict[str, Any] | None
 
     def check_classes(self, classes: ClassSet) -> None:
@@ -123,6 +126,43 @@ class Start:
         module.load_state_dict(dict(state))
 
 
+def read_newest(path: str | Path) -> Start:
+    """What a run offers to go on with: its last checkpoint, or where that is damaged the newest that is not.
+
+    What was passed over is told in a warning.
+
+    Args:
+        path: A run's folder, its ``checkpoints`` folder or its ``last.pt``, which may be gone where checkpoints of
+            earlier steps are left; any other file is read by ``read_start``.
+
+    Returns:
+        The start; its ``path`` is the file that was read.
+
+    Raises:
+        UserError: If there is no checkpoint, all are damaged, or the newest that is whole does not fit icda.
+    """
+    file = checkpoint.find(path, last=True)
+    if file.name != checkpoint.LAST and not Path(path).expanduser().is_dir():
+        return read_start(file, resumes=True)
+    last = file.parent / checkpoint.LAST
+    passed_over: list[str] = []
+    for candidate in checkpoint.resumable(file.parent) or [file]:
+        try:
+            start = _read_start(candidate, resumes=True)
+        except DamagedFile as error:
+            passed_over.append(error.fault)
+            continue
+        if not last.exists():
+            passed_over.append(f"{last} is gone")
+        for fault in passed_over:
+            log.warning("%s; the run goes on with %s, of step %s, instead", fault, start.path, start.step)
+        return start
+    raise UserError(
+        f"no checkpoint in {file.parent} is whole ({'; '.join(passed_over)}); get one from a copy of the folder, or "
+        "start a new run in another"
+    )
+
+
 def read_start(path: Path, resumes: bool) -> Start:
     """What a file offers to start from.
 
@@ -131,8 +171,22 @@ def read_start(path: Path, resumes: bool) -> Start:
         resumes: Whether to go on with its run.
 
     Raises:
+        DamagedFile: If it is empty, cut short or damaged; the message names the one before it, if there is one.
         UserError: If there is no such file, or it is neither.
     """
+    try:
+        return _read_start(path, resumes)
+    except DamagedFile as error:
+        files = checkpoint.resumable(path.parent)
+        others = files[files.index(path) + 1 :] if path in files else files
+        if not others:
+            raise
+        which = "the checkpoint before it" if path in files else "another checkpoint of its run"
+        raise DamagedFile(error.fault, f"give {which}, {'resume' if resumes else 'init'}={others[0]}") from error
+
+
+def _read_start(path: Path, resumes: bool) -> Start:
+    """See ``read_start``."""
     content = checkpoint.read_file(path)
     setting = f"{'resume' if resumes else 'init'}={path}"
     if "format" in content:
@@ -152,6 +206,7 @@ def read_start(path: Path, resumes: bool) -> Start:
             step=content["step"],
             metrics=content["metrics"],
             trained_frames=content["trained_frames"],
+            config=content["config"],
             training=training,
         )
     published = read_published(content, str(path))
@@ -170,5 +225,6 @@ def read_start(path: Path, resumes: bool) -> Start:
         step=published.step,
         metrics=None,
         trained_frames={},
+        config=None,
         training=None,
     )

@@ -1,9 +1,17 @@
-"""One training step of ICDA, top to bottom (method section 7)."""
+"""One training step of ICDA, top to bottom (method section 7).
+
+Several processes with batches of B pairs each take the step that one process would take with all their pairs in one
+batch: ``DistributedDataParallel`` around ``TrainStep`` averages the gradients, and what is counted over a batch is
+counted over all of them.
+"""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +20,13 @@ from torch.func import functional_call
 
 from icda.config import LossConfig
 from icda.data.classes import ClassSet
+from icda.distributed import sum_over_ranks, world_size
 from icda.models import PCA, SegmentationModel
 from icda.training.dacs import DacsDraws, PseudoLabel, draw_dacs, mix, pseudo_label
 from icda.training.losses import cross_entropy, feature_distance, thing_cells
 from icda.training.mean_teacher import MeanTeacher, use_batch_statistics
+from icda.training.precision import at_least_float32
+from icda.training.recompute import recompute_blocks, recomputed, statistics_kept
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,19 @@ class Draws:
     dacs: DacsDraws
 
 
+class _Reaching(torch.autograd.Function):
+    """A loss whose backward pass also visits parameters that it does not depend on, and leaves them as they are."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.count = len(parameters)
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return gradient, *[None] * ctx.count
+
+
 class TrainStep(nn.Module):
     """Student, teacher, frozen encoder and prototypes, and the step that trains the student.
 
@@ -64,7 +88,8 @@ class TrainStep(nn.Module):
     no term needs is None.
 
     Attributes:
-        student: The model that is trained.
+        student: The model that is trained. A DAR that no term trains, of which only the teacher has a use, takes no
+            gradient.
         teacher: The mean teacher, or None.
         frozen: The encoder as it was before training, for the feature distance, or None.
         pca: The prototypes, or None.
@@ -77,6 +102,11 @@ class TrainStep(nn.Module):
         border: Rows at the top and bottom of a crop in which pseudo labels weigh 0.
         pretrained: Whether the student's encoder came with pretrained weights; without them there is nothing worth
             staying near, and the feature distance is off.
+        low_memory: Whether activations of the student are computed again in the backward pass rather than kept; the
+            step is the same.
+
+    Raises:
+        UserError: If ``low_memory`` is asked of an encoder that cannot.
     """
 
     def __init__(
@@ -87,6 +117,7 @@ class TrainStep(nn.Module):
         teacher_momentum: float = 0.999,
         border: tuple[int, int] = (15, 15),
         pretrained: bool = True,
+        low_memory: bool = False,
     ) -> None:
         super().__init__()
         self.student = student
@@ -101,6 +132,11 @@ class TrainStep(nn.Module):
         self.classes = classes
         self.loss = loss
         self.border = border
+        self.low_memory = low_memory
+        if student.dar is not None and not loss.needs_dar_source:
+            student.dar.requires_grad_(False)
+        if low_memory:  # after the copies were made
+            recompute_blocks(student.encoder)
 
     def train(self, mode: bool = True) -> TrainStep:
         """Training mode for the student; the frozen encoder's features are the student's before its first step."""
@@ -112,20 +148,31 @@ class TrainStep(nn.Module):
         return self
 
     def draw(self, generator: np.random.Generator, batch: Batch) -> Draws:
-        """Draw all that is random in a step on this batch (method section 7.7 and 7.8)."""
+        """Draw all that is random in a step (method section 7.7 and 7.8); all processes must call it.
+
+        Args:
+            generator: In the same state on every process, which draw for all their batches joined.
+            batch: This process's.
+
+        Returns:
+            What concerns this process's batch.
+        """
         return Draws(
             target_is_reference=bool(generator.random() < self.loss.reference_probability),
             dacs=draw_dacs(
                 generator,
                 batch.source_label,
+                (*range(len(self.classes)), self.classes.ignore_index),
                 self.loss.mix_jitter_probability,
                 self.loss.mix_jitter_strength,
                 self.loss.mix_blur_probability,
             ),
         )
 
-    def forward(self, batch: Batch, step: int, draws: Draws) -> dict[str, Tensor]:
-        """Compute every term and add its gradient to the student's; the optimiser's step is the caller's.
+    def forward(
+        self, batch: Batch, step: int, draws: Draws, scale: float | Tensor = 1.0, first: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute every term and add its gradient to the student's; ``finish`` and the optimiser are the caller's.
 
         A branch's gradient is taken as soon as its terms are there, so that only one branch's activations are alive
         at a time; the sum is the same.
@@ -134,53 +181,84 @@ class TrainStep(nn.Module):
             batch: Source and target pairs.
             step: Training step, from 0.
             draws: What ``draw`` returned for this batch.
+            scale: Multiplies every gradient: 1 / passes of a step, times the factor of a loss scaler.
+            first: Whether this is the step's first pass; further ones leave the teacher as it is.
 
         Returns:
-            Scalar float32 per term, before its weight, without a graph, and ``pseudo_label_share``.
+            The last branch's loss, weighted and scaled, whose gradient is not yet taken, for ``finish``; and per
+            term a scalar of at least float32, before its weight, over all processes' batches and without a graph,
+            with ``pseudo_label_share`` and ``pseudo_label_confidence``.
         """
         terms: dict[str, Tensor] = {}
-        if self.teacher is not None:
+        if self.teacher is not None and first:
             self.teacher.update(self.student, step)  # 1
         source_maps = self.student.encoder(batch.source)
         new = {"source": self.l_src(source_maps, batch)}  # 2
         if self.frozen is not None:
             new["feature_distance"] = self.l_fd(source_maps, batch)  # 3
-        self.backward(new, terms)
+        self.backward(new, terms, scale)
         if batch.enhanced is not None:
             with torch.set_grad_enabled(self.loss.enhanced > 0):
                 enhanced_maps = self.student.encoder(batch.enhanced)
             if self.loss.enhanced:
-                self.backward({"enhanced": self.l_enh(enhanced_maps, batch)}, terms)  # 4
+                self.backward({"enhanced": self.l_enh(enhanced_maps, batch)}, terms, scale)  # 4
         if self.loss.needs_dar_source:
-            logits = self.coupled_logits(enhanced_maps, source_maps, batch.enhanced)
-            new = {"reference": self.l_ref(logits, batch)}  # 5
-            if self.pca is not None:
-                self.pca.update(logits, batch.enhanced_label)
-                new["pca_source"] = self.l_pca_src(logits)
-            self.backward(new, terms)
+            self.backward(self.l_ref_and_pca_src(enhanced_maps, source_maps, batch), terms, scale)  # 5
         if self.loss.pca_target:
-            with torch.no_grad():
-                target_maps, reference_maps = map(self.student.encoder, (batch.target, batch.reference))
-            logits = self.coupled_logits(target_maps, reference_maps, batch.target)
-            self.backward({"pca_target": self.l_pca_trg(logits)}, terms)  # 6
+            self.backward({"pca_target": self.l_pca_trg(batch)}, terms, scale)  # 6
+        rest = batch.source.new_zeros(())
         if self.teacher is not None:
             pseudo, target = self.pseudo_labels(batch, draws)  # 7
             mean, std = self.student.mean, self.student.std
             mixed = mix(batch.source, batch.source_label, target, pseudo, draws.dacs, mean, std)
-            self.backward({"mix": self.l_mix(*mixed)}, terms)  # 8
-            terms["pseudo_label_share"] = pseudo.share
-        return terms
+            rest = self.weighted({"mix": self.l_mix(*mixed)}, terms, scale)  # 8
+            terms |= {"pseudo_label_share": pseudo.share, "pseudo_label_confidence": pseudo.confidence}
+        return _Reaching.apply(rest, *self.trained), over_ranks(terms)
 
-    def backward(self, new: dict[str, Tensor], terms: dict[str, Tensor]) -> None:
-        """Add the gradient of the weighted sum of new terms; record the terms."""
-        total = sum(getattr(self.loss, name) * value for name, value in new.items())
-        if isinstance(total, Tensor) and total.requires_grad:
-            total.backward()
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """The student's parameters that take a gradient; no other part has any."""
+        return [p for p in self.student.parameters() if p.requires_grad]
+
+    def weighted(self, new: dict[str, Tensor], terms: dict[str, Tensor], scale: float | Tensor) -> Tensor:
+        """The weighted sum of new terms, scaled; record the terms."""
         terms.update({name: value.detach() for name, value in new.items()})
+        return sum(getattr(self.loss, name) * value for name, value in new.items()) * scale
+
+    def backward(self, new: dict[str, Tensor], terms: dict[str, Tensor], scale: float | Tensor) -> None:
+        """Add the gradient of the weighted sum of new terms; record the terms."""
+        total = self.weighted(new, terms, scale)
+        if total.requires_grad:
+            with self.differentiating():
+                total.backward()
+
+    def finish(self, rest: Tensor) -> None:
+        """Add the last branch's gradient; ``DistributedDataParallel`` then has averaged those of all branches.
+
+        Args:
+            rest: What ``forward`` returned.
+        """
+        # The last branch trains nothing that those before it do not. Averaging would give the parameters that no
+        # branch reads a gradient of zero, and with it weight decay.
+        unread = [p for p in self.trained if p.grad is None]
+        with self.differentiating():
+            rest.backward()
+        for p in unread:
+            p.grad = None
+
+    @contextmanager
+    def differentiating(self) -> Iterator[None]:
+        """Context of backward passes: as precise as the forward pass was, and moving no running statistics."""
+        with torch.autocast(self.student.mean.device.type, enabled=False), statistics_kept(self.student):
+            yield
+
+    def computed(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
+        """What a function returns, its activations being computed again later where memory is low."""
+        return recomputed(function, *args) if self.low_memory else function(*args)
 
     def l_src(self, source_maps: list[Tensor], batch: Batch) -> Tensor:
         """L_src: cross entropy of the labelled day image S (method section 7.2)."""
-        return self.segment(source_maps, batch.source, batch.source_label)
+        return self.computed(self.segment, source_maps, batch.source_label)
 
     def l_fd(self, source_maps: list[Tensor], batch: Batch) -> Tensor:
         """Feature distance of the last map of S to the frozen encoder's, at cells of things (method section 7.3)."""
@@ -192,48 +270,74 @@ class TrainStep(nn.Module):
 
     def l_enh(self, enhanced_maps: list[Tensor], batch: Batch) -> Tensor:
         """L_enh: cross entropy of the enhanced twin E (method section 7.4)."""
-        return self.segment(enhanced_maps, batch.enhanced, batch.enhanced_label)
+        return self.computed(self.segment, enhanced_maps, batch.enhanced_label)
 
-    def l_ref(self, coupled: Tensor, batch: Batch) -> Tensor:
-        """L_ref: cross entropy of logits of F~_E, the twin coupled to S by DAR (method section 7.5)."""
-        return cross_entropy(coupled, batch.enhanced_label, self.classes.ignore_index)
+    def l_ref_and_pca_src(
+        self, enhanced_maps: list[Tensor], source_maps: list[Tensor], batch: Batch
+    ) -> dict[str, Tensor]:
+        """L_ref, cross entropy of logits of F~_E, the twin coupled to S by DAR, and L_pca_src (section 7.5)."""
+        size = batch.enhanced.shape[2:]
+        logits = self.computed(self.coupled_logits, enhanced_maps, source_maps, size)
+        ignore_index = self.classes.ignore_index
+        new = {"reference": self.computed(cross_entropy, logits, batch.enhanced_label, ignore_index)}
+        if self.pca is not None:
+            self.pca.update(logits, batch.enhanced_label)
+            new["pca_source"] = self.computed(self.pca, logits)
+        return new
 
-    def l_pca_src(self, coupled: Tensor) -> Tensor:
-        """L_pca_src: alignment of logits of F~_E to the prototypes (method section 7.5)."""
-        return self.pca(coupled)
-
-    def l_pca_trg(self, coupled: Tensor) -> Tensor:
-        """L_pca_trg: alignment of logits of F~_T to the prototypes (method section 7.6)."""
-        return self.pca(coupled)
+    def l_pca_trg(self, batch: Batch) -> Tensor:
+        """L_pca_trg: alignment of logits of F~_T, T coupled to R by DAR, to the prototypes (method section 7.6)."""
+        with torch.no_grad():
+            target_maps, reference_maps = map(self.student.encoder, (batch.target, batch.reference))
+        logits = self.computed(self.coupled_logits, target_maps, reference_maps, batch.target.shape[2:])
+        return self.computed(self.pca, logits)
 
     def l_mix(self, image: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
         """L_mix: weighted cross entropy of the DACS mix (method section 7.8)."""
-        return self.segment(self.student.encoder(image), image, labels, weight)
+        return self.computed(self.segment, self.student.encoder(image), labels, weight)
 
-    def segment(self, maps: list[Tensor], image: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Cross entropy of the student's logits from its maps, at the image's size."""
-        logits = self.student.upsample(self.student.head(maps), image.shape[2:])
+    def segment(self, maps: list[Tensor], labels: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Cross entropy of the student's logits from its maps, at the labels' size."""
+        logits = upsampled(self.student, self.student.head(maps), labels.shape[1:])
         return cross_entropy(logits, labels, self.classes.ignore_index, weight)
 
-    def coupled_logits(self, night: list[Tensor], day: list[Tensor], image: Tensor) -> Tensor:
+    def coupled_logits(self, night: list[Tensor], day: list[Tensor], size: Sequence[int]) -> Tensor:
         """Logits of DAR's maps, through which DAR alone is trained: encoder maps and head weights are constants."""
         fused = self.student.dar([m.detach() for m in night], [m.detach() for m in day])
         constants = {name: p.detach() for name, p in self.student.head.named_parameters()}
-        return self.student.upsample(functional_call(self.student.head, constants, (fused,)), image.shape[2:])
+        return upsampled(self.student, functional_call(self.student.head, constants, (fused,)), size)
 
     @torch.no_grad()
     def pseudo_labels(self, batch: Batch, draws: Draws) -> tuple[PseudoLabel, Tensor]:
         """The teacher's labels, and the image that they belong to: R or T."""
         if draws.target_is_reference:
-            image, logits = batch.reference, self.teacher.model(batch.reference)
+            image, logits = batch.reference, self.teacher_logits(batch.reference, None)
         else:
             image, logits = batch.target, self.teacher_logits(batch.target, batch.reference)
         return pseudo_label(logits, self.loss.pseudo_label_threshold, self.border), image
 
-    def teacher_logits(self, night: Tensor, day: Tensor | None) -> Tensor:
-        """The teacher's logits (B, C, H, W) of night images, coupled to the day images where the loss says so."""
+    def teacher_logits(self, image: Tensor, day: Tensor | None) -> Tensor:
+        """The teacher's logits (B, C, H, W), coupled to day images of the same places where the loss says so.
+
+        Args:
+            image: (B, 3, H, W) float, normalised; sides of at least one cell of the coarsest map.
+            day: The day images, or None where ``image`` is one itself or there are none.
+        """
         teacher = self.teacher.model
-        if not self.loss.pseudo_label_with_dar:
-            return teacher(night)
-        maps = teacher.dar(teacher.encoder(night), teacher.encoder(day))
-        return teacher.upsample(teacher.head(maps), night.shape[2:])
+        maps = teacher.encoder(image)
+        if self.loss.pseudo_label_with_dar and day is not None:
+            maps = teacher.dar(maps, teacher.encoder(day))
+        return upsampled(teacher, teacher.head(maps), image.shape[2:])
+
+
+def upsampled(model: SegmentationModel, logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Logits at ``size`` (H, W), of at least float32 before they are interpolated."""
+    return model.upsample(at_least_float32(logits), size)
+
+
+def over_ranks(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Scalars as their means over all processes, in one collective; with one process as they are."""
+    if world_size() == 1:
+        return terms
+    means = sum_over_ranks(torch.stack(list(terms.values()))) / world_size()
+    return dict(zip(terms, means.unbind(), strict=True))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
 import albumentations as A
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ import torch
 from icda.config import SamplingConfig
 from icda.data.base import Sample, SegmentationDataset
 from icda.data.classes import CAMVID
-from icda.data.loader import batches
+from icda.data.loader import batches, training_order
 from icda.data.rare_class import ClassStatistics, RareClassSampler
 from icda.data.stream import PairStream, largest_share, normalize
 from icda.errors import UserError
@@ -105,13 +107,80 @@ def test_shapes_and_types():
 
 
 @pytest.mark.slow
-def test_workers_and_start_do_not_change_the_batches():
+def test_workers_and_resuming_do_not_change_the_batches():
     alone = list(batches(full(), 2, workers=0))
     several = list(batches(full(), 2, workers=2))
-    later = list(batches(full(), 2, workers=2, start=10))
+    later = list(batches(full(), 2, workers=2, order=training_order(5, 20, 2, 1, 0, 1)))
     assert len(alone) == 20
     assert all(same(a, b) for a, b in zip(alone, several, strict=True))
     assert all(same(a, b) for a, b in zip(alone[5:], later, strict=True))
+
+
+class Drawing(Fake):
+    """Images with noise from all global generators, as a person's own data set may make them."""
+
+    def image(self, index):
+        noise = [random.randrange(256), np.random.randint(256), torch.randint(256, ()).item()]  # noqa: NPY002
+        return super().image(index) + np.array(noise, np.uint8)
+
+
+def drawing() -> PairStream:
+    return stream(Drawing(4), Drawing(3))
+
+
+def test_a_sample_is_a_function_of_seed_and_position_where_a_data_set_draws_from_global_generators():
+    def states() -> list:
+        return [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]  # noqa: NPY002
+
+    expected = [drawing()[i] for i in range(4)]
+    before = states()
+    random.seed(1), np.random.seed(2), torch.manual_seed(3)  # noqa: NPY002
+    changed = states()
+    other = drawing()
+    assert all(same(other[i], expected[i]) for i in (2, 0, 3))
+    assert states() == changed != before
+    assert not same(stream(Drawing(4), Drawing(3), seed=1)[2], expected[2])
+    noise = {int(pixels(stream(Drawing(1))[i]["source"])[0, 0, 2].round()) for i in range(20)}
+    assert len(noise) > 10  # and not the same at all positions
+
+
+def test_the_generators_are_put_back_after_an_error():
+    state = torch.get_rng_state()
+    with pytest.raises(UserError):
+        stream(Fake(2, height=20))[0]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.slow
+def test_ranks_passes_and_workers_share_out_the_same_samples():
+    whole = [drawing()[i] for i in range(24)]
+    for workers, accumulate, world_size in ((0, 1, 1), (1, 3, 2), (3, 2, 3)):
+        steps = 24 // (2 * accumulate * world_size)
+        seen = []
+        for rank in range(world_size):
+            order = training_order(0, steps, 2, accumulate, rank, world_size)
+            found = list(batches(drawing(), 2, workers, order=order))
+            for place, position in enumerate(order):
+                batch, index = found[place // 2], place % 2
+                assert same({name: values[index] for name, values in batch.items()}, whole[position])
+                seen.append(position)
+        assert sorted(seen) == list(range(24))
+
+
+def test_source_and_target_tell_what_they_read(tmp_path):
+    images = [Path(tmp_path, f"{name}.png") for name in ("day", "night")]
+    for path in images:
+        cv2.imwrite(str(path), np.zeros((40, 60, 3), np.uint8))
+    label = tmp_path / "label.png"
+    cv2.imwrite(str(label), np.zeros((40, 60), np.uint8))
+    source, target = (SegmentationDataset("s", CAMVID, tmp_path, [Sample("s", path, label)]) for path in images)
+    both, read = stream(source, target), []
+    both.on_read = read.append
+    both[0]
+    assert [path.name for path in read] == ["night.png", "day.png", "label.png", "day.png"]  # the last for its size
+    both.on_read = None
+    both[0]
+    assert len(read) == 4
 
 
 def test_label_and_image_are_cropped_and_flipped_together():

@@ -6,7 +6,9 @@ import math
 
 import pytest
 import torch
+from ranks import on_ranks
 
+from icda.distributed import rank, world_size
 from icda.models import PCA
 
 
@@ -80,3 +82,41 @@ def test_prototypes_are_saved_and_move_with_the_module():
     copy.load_state_dict(pca.state_dict())
     torch.testing.assert_close(copy.prototypes, pca.prototypes)
     assert pca.to("meta").prototypes.device.type == "meta"
+
+
+def test_half_precision_stays_outside():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(1, 3, 6, 6).bfloat16(), torch.randint(0, 3, (1, 6, 6))
+    pca, exact = PCA(3), PCA(3)
+    with torch.autocast("cpu", torch.bfloat16):
+        pca.update(logits, labels)
+        loss = pca(logits)
+    exact.update(logits.float(), labels)
+    assert pca.prototypes.dtype == loss.dtype == torch.float32
+    assert torch.equal(pca.prototypes, exact.prototypes)
+    assert loss.item() == exact(logits.float()).item()
+
+
+def test_double_precision_stays_double():
+    pca = PCA(3).double()
+    pca.update(torch.randn(1, 3, 6, 6).double(), torch.randint(0, 3, (1, 6, 6)))
+    assert pca.prototypes.dtype == pca(torch.randn(1, 3, 4, 4).double()).dtype == torch.float64
+
+
+def share_of_update(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    own = slice(rank(), rank() + 1) if world_size() > 1 else slice(None)
+    pca = PCA(4).double()
+    for _ in range(2):
+        pca.update(logits[own], labels[own])
+    return pca.prototypes
+
+
+@pytest.mark.slow
+def test_prototypes_of_two_processes_are_those_of_the_joined_batch(tmp_path):
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 4, 5, 6, dtype=torch.float64), torch.randint(0, 2, (2, 5, 6))
+    labels[0, :2], labels[1, 0, 0] = 255, 2  # class 2 is on one process, class 3 on none
+    whole, parts = share_of_update(logits, labels), on_ranks(share_of_update, 2, tmp_path, logits, labels)
+    assert torch.equal(*parts)
+    torch.testing.assert_close(parts[0], whole)
+    assert whole[2].any() and not whole[3].any()

@@ -2,7 +2,8 @@
 
 ``reference/checkpoint_v<N>.pt.gz`` was written by the code of that format (2 steps of ``loss=dacs`` on the demo data
 with timm's ``test_efficientnet``); its weights were then replaced by ``pattern``, so that the file is small. The
-figures below are those of the code of format 1.
+figures below are those of the code of format 1. From format 3 on it is a ``last.pt``: with the state of the run, of
+whose optimiser only every third parameter's averages are kept, and made-up values of the loss scaler.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from conftest import REFERENCE
 
 import icda
 from icda.data.classes import CITYSCAPES
-from icda.training.checkpoint import FORMAT, load_trained
+from icda.training.checkpoint import FORMAT, load_trained, read_file
+from icda.training.start import read_start
 
 STUDENT = ([-0.03137664124369621, 0.15022408962249756, 0.00275688199326396], 0.11832007009092069, {1: 781, 9: 2099})
 TEACHER = (
@@ -74,3 +76,21 @@ def test_a_file_of_every_format_predicts(frozen):
 
 def test_there_is_a_file_of_every_format():
     assert len(list(REFERENCE.glob("checkpoint_v*.pt.gz"))) == FORMAT
+
+
+def test_the_state_of_a_run_of_format_3(tmp_path):
+    path = tmp_path / "last.pt"
+    path.write_bytes(gzip.decompress((REFERENCE / "checkpoint_v3.pt.gz").read_bytes()))
+    start = read_start(path, resumes=True)
+    training = start.training
+    assert start.known_step() == 2 and start.metrics["step"] == 2 and training["skipped"] == 1
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.load_state_dict(training["scaler"])
+    assert scaler.get_scale() == 512
+    assert len(training["optimizer"]["param_groups"]) > 1 and training["frozen"] is training["pca"] is None
+    assert {n: float(t.max()) for n, t in training["optimizer"]["state"][0].items()} == {
+        "step": 2.0,
+        "exp_avg": 0.0,
+        "exp_avg_sq": 2.0**-20,
+    }
+    assert read_file(path)["format"] == 3

@@ -8,10 +8,13 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from ranks import on_ranks
 from torchvision.transforms.v2 import functional as TF
 
+from icda.distributed import rank, world_size
 from icda.training.dacs import DacsDraws, augment, blur_kernel, draw_dacs, mix, pseudo_label
 
+IDS = (*range(19), 255)
 MEAN, STD = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3])
 
 
@@ -23,6 +26,8 @@ def test_one_weight_for_the_batch_is_the_share_of_confident_pixels():
     assert pseudo.weight[:, 1:-1].unique().tolist() == [8 / 32]
     assert not pseudo.weight[:, [0, -1]].any()
     assert pseudo.labels[0, :, :2].unique().tolist() == [1]
+    sure = 1 / (1 + math.exp(-10))
+    assert pseudo.confidence.item() == pytest.approx((8 * sure + 24 * 0.5) / 32)
 
 
 def test_no_border():
@@ -33,7 +38,7 @@ def test_half_of_the_ids_rounded_up_the_ignored_one_among_them():
     labels = torch.tensor([[[0, 1, 2, 2]], [[255, 7, 7, 7]]])
     seen = Counter()
     for seed in range(300):
-        classes = draw_dacs(np.random.default_rng(seed), labels).classes
+        classes = draw_dacs(np.random.default_rng(seed), labels, IDS).classes
         assert len(classes) == len(set(classes)) == 3
         seen.update(classes)
     assert set(seen) == {0, 1, 2, 7, 255}
@@ -42,7 +47,7 @@ def test_half_of_the_ids_rounded_up_the_ignored_one_among_them():
 
 def test_probabilities_and_ranges_of_the_draws():
     labels = torch.zeros(2, 4, 4, dtype=torch.long)
-    draws = [draw_dacs(np.random.default_rng(seed), labels) for seed in range(1000)]
+    draws = [draw_dacs(np.random.default_rng(seed), labels, IDS) for seed in range(1000)]
     jitter = [d.jitter for d in draws if d.jitter is not None]
     blur = [d.blur for d in draws if d.blur is not None]
     assert len(jitter) / 1000 == pytest.approx(0.8, abs=0.05) and len(blur) / 1000 == pytest.approx(0.5, abs=0.06)
@@ -103,3 +108,40 @@ def test_blur_spreads_by_its_standard_deviation():
     positions = torch.arange(200) - 100.0
     assert (out.sum(0) * positions**2).sum().sqrt().item() == pytest.approx(1.1, rel=0.01)
     assert out.sum().item() == pytest.approx(1)
+
+
+def test_nothing_of_a_mix_is_in_half_precision():
+    image, labels = torch.randn(2, 3, 32, 32), torch.zeros(2, 32, 32, dtype=torch.long)
+    pseudo = pseudo_label(torch.randn(2, 4, 32, 32).bfloat16(), 0.5, (0, 0))
+    draws = DacsDraws((), jitter=(((3, 0, 2, 1), (1.1, 0.9, 1.2, 0.1)),) * 2, blur=(1.0, 0.5))
+    expected = mix(image, labels, image, pseudo, draws, MEAN, STD)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed, _, weight = mix(image, labels, image, pseudo, draws, MEAN, STD)
+    assert weight.dtype == pseudo.confidence.dtype == torch.float32
+    assert torch.equal(mixed, expected)
+
+
+def share_of_a_batch(labels: torch.Tensor, logits: torch.Tensor) -> tuple[object, ...]:
+    own = slice(rank() * len(labels) // world_size(), (rank() + 1) * len(labels) // world_size())
+    draws = [draw_dacs(np.random.default_rng(seed), labels[own], IDS) for seed in range(40)]
+    pseudo = pseudo_label(logits[own], 0.5, (1, 0))
+    return draws, pseudo.share, pseudo.weight, pseudo.labels
+
+
+@pytest.mark.slow
+def test_two_processes_draw_and_weigh_as_one_with_the_joined_batch(tmp_path):
+    torch.manual_seed(0)
+    labels, logits = torch.randint(0, 9, (4, 3, 3)), torch.randn(4, 5, 6, 7) * 2
+    labels[2, 0] = 255  # the two halves hold different ids
+    draws, share, weight, classes = share_of_a_batch(labels, logits)
+    parts = on_ranks(share_of_a_batch, 2, tmp_path, labels, logits)
+    for number, whole in enumerate(draws):
+        first, second = (part[0][number] for part in parts)
+        assert first.classes == second.classes == whole.classes
+        for name in ("jitter", "blur"):
+            joined, ours = getattr(whole, name), (getattr(first, name), getattr(second, name))
+            assert ours == (None, None) if joined is None else ours[0] + ours[1] == joined
+    assert 0 < share < 1
+    assert all(part[1] == share for part in parts)
+    assert torch.equal(torch.cat([part[2] for part in parts]), weight)
+    assert torch.equal(torch.cat([part[3] for part in parts]), classes)

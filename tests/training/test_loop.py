@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from icda.errors import UserError
 from icda.scoring import score
-from icda.training.loop import Run, pick_device, train
+from icda.training.loop import Run, train
 
 
 def evaluation(*overrides: str):
@@ -116,8 +116,8 @@ def test_a_stopped_run_ends_as_if_it_had_not_stopped(compose_train, tmp_path):
         pass
 
     run = Run(compose_train(*settings), parts)
-    step = run._train_step
-    run._train_step = lambda batch: step(batch) if run.step < 3 else (_ for _ in ()).throw(Stop)
+    step = run.engine.step
+    run.engine.step = lambda samples, number: step(samples, number) if number < 3 else (_ for _ in ()).throw(Stop)
     with pytest.raises(Stop):
         run.train()
     assert torch.load(parts / "checkpoints" / "last.pt", weights_only=True)["step"] == 2
@@ -245,17 +245,6 @@ def test_bad_data_is_said_before_the_first_step(compose_train, tmp_path):
         cfg.dataset.source.colour = "red"
     with pytest.raises(UserError, match="unexpected keyword argument 'colour'"):
         Run(cfg, tmp_path)
-
-
-def test_device():
-    assert pick_device("cpu").type == "cpu"
-    for name in ("gpu", "cuda:x", "cpu:0"):
-        with pytest.raises(UserError, match=f"device={name} is not known"):
-            pick_device(name)
-    assert pick_device("auto").type in ("cpu", "cuda")
-    if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="sees 0 GPUs"):
-            pick_device("cuda")
 
 
 def test_checkpoints_hold_plain_values(finished):

@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
+from ranks import on_ranks
 from torch.nn import functional as F
 
+from icda.distributed import rank, world_size
 from icda.training.losses import cross_entropy, feature_distance, thing_cells
 
 
@@ -69,3 +71,31 @@ def test_gradient_is_finite_where_the_features_are_equal():
     features = torch.zeros(1, 2, 3, 3, requires_grad=True)
     feature_distance(features, torch.zeros(1, 2, 3, 3), torch.ones(1, 3, 3, dtype=torch.bool)).backward()
     assert features.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("given", "returned"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
+def test_terms_are_at_least_float32(given, returned):
+    maps, cells = torch.randn(1, 2, 3, 3).to(given), torch.ones(1, 3, 3, dtype=torch.bool)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert cross_entropy(maps, torch.zeros(1, 3, 3, dtype=torch.long), 255).dtype == returned
+        assert feature_distance(maps, -maps, cells).dtype == returned
+
+
+def share_of_distance(features: torch.Tensor, frozen: torch.Tensor, cells: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    own = slice(rank(), rank() + 1) if world_size() > 1 else slice(None)
+    features = features[own].clone().requires_grad_()
+    loss = feature_distance(features, frozen[own], cells[own])
+    loss.backward()
+    return loss.detach(), features.grad
+
+
+@pytest.mark.slow
+def test_average_over_processes_is_the_distance_of_the_joined_batch(tmp_path):
+    torch.manual_seed(0)
+    features, frozen = torch.randn(2, 2, 4, 5, 5, dtype=torch.float64)
+    cells = torch.zeros(2, 5, 5, dtype=torch.bool)
+    cells[0, :3], cells[1, 0, 0] = True, True
+    loss, gradient = share_of_distance(features, frozen, cells)
+    parts = on_ranks(share_of_distance, 2, tmp_path, features, frozen, cells)
+    assert sum(part[0] for part in parts).item() / 2 == pytest.approx(loss.item())
+    torch.testing.assert_close(torch.cat([part[1] for part in parts]) / 2, gradient)

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import shutil
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -14,13 +15,16 @@ from hydra import compose, initialize_config_dir
 from omegaconf import open_dict
 from reference import recipe
 
+from icda.data.classes import CAMVID
 from icda.data.setup import OWN_PARTS
-from icda.errors import UserError
+from icda.errors import DamagedFile, UserError
 from icda.interop import load_published
 from icda.prediction.inputs import open_input
 from icda.scoring import score
 from icda.training import checkpoint
+from icda.training.checkpoint_folder import CheckpointFolder
 from icda.training.loop import Run, train
+from icda.training.start import read_newest, read_start
 
 PUBLISHED_B1 = (
     "model=icda_daformer",
@@ -112,8 +116,10 @@ def test_only_the_run_itself_is_taken_over(compose_train, own_run, tmp_path):
     shutil.copytree(own_run / "checkpoints", flat)
     (tmp_path / "flat" / "metrics.jsonl").write_text('{"step": 1, "alien": true}\n')
     run = Run(compose_train("loss=source_only", "schedule.max_steps=3", f"resume={flat}"), tmp_path / "new")
-    assert run.records == [] and run.best_miou >= 0
-    assert (tmp_path / "new" / "checkpoints" / "best.pt").exists()
+    assert run.best_miou >= 0 and (tmp_path / "new" / "checkpoints" / "best.pt").exists()
+    run.train()
+    lines = (tmp_path / "new" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [3] and "alien" not in lines[0]
 
 
 def test_a_bare_state_dict_has_no_step_to_go_on_from(compose_train, published_b1, tmp_path):
@@ -217,3 +223,91 @@ def test_metrics_and_versions_are_in_the_file(own_run):
     assert content["metrics"]["step"] == 2 and content["metrics"]["miou"] == line["miou"]
     assert content["metrics"]["val"] == "Dark Zurich val"
     assert content["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """The ``checkpoints`` folder of a run that kept steps 100, 200 and, as ``last.pt``, 300."""
+    folder = CheckpointFolder(tmp_path / "run" / "checkpoints", keep=3)
+    for step in (100, 200, 300):
+        state = {"frozen": None, "pca": None, "optimizer": {}, "best_miou": 0.5, "seconds": 1.0}
+        folder.save_last(
+            {
+                "config": {"model": {"encoder": {"name": "mit_b0"}}, "dataset": {}},
+                "classes": {**asdict(CAMVID), "palette": [list(color) for color in CAMVID.palette]},
+                "step": step,
+                "student": {"w": torch.full((9,), float(step))},
+                "teacher": None,
+                "training": {**state, "scaler": {"scale": 2.0}, "skipped": 4},
+            }
+        )
+    return folder.folder
+
+
+def tear(path):
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def test_a_run_goes_on_with_its_newest_whole_checkpoint(kept, caplog):
+    for given in (kept.parent, kept, kept / "last.pt", str(kept)):
+        start = read_newest(given)
+        assert (start.path, start.step, start.setting) == (kept / "last.pt", 300, f"resume={kept / 'last.pt'}")
+    assert start.training["scaler"] == {"scale": 2.0} and start.training["skipped"] == 4
+    assert start.config["model"]["encoder"]["name"] == "mit_b0" and not caplog.records
+    tear(kept / "last.pt")
+    for given in (kept.parent, kept, kept / "last.pt"):
+        caplog.clear()
+        start = read_newest(given)
+        assert (start.path, start.step, start.resumes) == (kept / "step_000200.pt", 200, True)
+        assert start.student["w"].tolist() == [200.0] * 9
+        (record,) = caplog.records
+        line = record.getMessage()
+        assert record.levelname == "WARNING" and "\n" not in line
+        assert line.startswith(f"{kept / 'last.pt'} ends after ") and "get the file again" not in line
+        assert line.endswith(f"; the run goes on with {kept / 'step_000200.pt'}, of step 200, instead")
+    (kept / "step_000200.pt").write_bytes(b"")
+    caplog.clear()
+    assert read_newest(kept).step == 100 and len(caplog.records) == 2
+    (kept / "last.pt").unlink()
+    caplog.clear()
+    assert read_newest(kept / "last.pt").step == read_newest(kept.parent).step == 100
+    assert "last.pt is gone; the run goes on" in caplog.text
+    tear(kept / "step_000100.pt")
+    with pytest.raises(
+        UserError, match=r"is whole \(.*step_000200\.pt is empty.*; .*step_000100\.pt ends .*\)"
+    ) as caught:
+        read_newest(kept)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="there is no file"):
+        read_newest(kept / "none" / "last.pt")
+
+
+@pytest.mark.parametrize("change", [{"format": 99}, {"step": "x"}, {"training": {}}])
+def test_only_damage_is_passed_over(kept, caplog, change):
+    content = torch.load(kept / "last.pt", weights_only=True)
+    (kept / "last.pt").unlink()
+    torch.save({**content, **change}, kept / "last.pt")
+    for given in (kept, kept / "last.pt"):
+        with pytest.raises(UserError, match=r"last\.pt") as caught:
+            read_newest(given)
+        assert not isinstance(caught.value, DamagedFile) and not caplog.records
+    (kept / "last.pt").write_text("something else altogether, by its first bytes")
+    with pytest.raises(UserError, match="is text that begins with"):
+        read_newest(kept)
+
+
+def test_a_damaged_file_that_was_asked_for(kept, caplog):
+    for name, before in (("last", "step_000200"), ("step_000200", "step_000100")):
+        tear(kept / f"{name}.pt")
+        for read in (lambda path: read_start(path, resumes=True), read_newest):
+            if read is read_newest and name == "last":
+                continue
+            with pytest.raises(DamagedFile, match=rf"{name}\.pt ends .*; give .*resume={kept / before}\.pt$"):
+                read(kept / f"{name}.pt")
+    tear(kept / "step_000100.pt")
+    with pytest.raises(DamagedFile, match=r"step_000100\.pt ends .*; get the file again"):
+        read_start(kept / "step_000100.pt", resumes=True)
+    (kept / "best.pt").write_bytes(b"PK")
+    with pytest.raises(DamagedFile, match=rf"best\.pt ends .*give another .*, init={kept / 'last.pt'}"):
+        read_start(kept / "best.pt", resumes=False)
+    assert not caplog.records

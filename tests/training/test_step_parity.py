@@ -70,13 +70,13 @@ def record_step(method: TrainStep, optimizer: torch.optim.Optimizer, step: int) 
 
     backward, pseudo_labels = method.backward, method.pseudo_labels
 
-    def recording_backward(new, terms):
+    def recording_backward(new, terms, scale):
         for name in ("pca_source", "pca_target"):
             if name in new:
                 dar = list(method.student.dar.parameters())
                 grads = torch.autograd.grad(new[name], dar, retain_graph=True)
                 record[name] = math.sqrt(sum(g.double().square().sum().item() for g in grads))
-        backward(new, terms)
+        backward(new, terms, scale)
 
     def recording_pseudo_labels(batch, draws):
         pseudo, target = pseudo_labels(batch, draws)
@@ -85,7 +85,9 @@ def record_step(method: TrainStep, optimizer: torch.optim.Optimizer, step: int) 
         return pseudo, target
 
     method.backward, method.pseudo_labels = recording_backward, recording_pseudo_labels
-    record["terms"] = {k: v.item() for k, v in method(batch, step, draws).items()}
+    rest, terms = method(batch, step, draws)
+    method.finish(rest)
+    record["terms"] = {k: v.item() for k, v in terms.items()}
     record["grad_norm"] = {p: grad_norm(getattr(method.student, ours)) for p, ours in PARTS.items()}
     method.backward, method.pseudo_labels = backward, pseudo_labels
     optimizer.step()

@@ -1,0 +1,67 @@
+"""Whether a configuration goes on with the run that a checkpoint is of, or would make another one of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from icda.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# Where and how a run is made; its result is the same.
+FREE = frozenset(
+    {"data_dir", "prepared_dir", "device", "memory", "compile", "workers", "worker_timeout", "init", "resume", "keep"}
+    | {"max_skipped", "logger", "panels", "progress"}
+    | {f"schedule.{name}_every" for name in ("val", "save", "log")}
+)
+# A run may be made longer, moved to more or fewer processes, or to a device of another precision.
+CHANGEABLE = frozenset({"schedule.max_steps", "schedule.batch_size", "schedule.accumulate", "precision"})
+
+
+def check_same_run(before: Mapping[str, Any], cfg: DictConfig, setting: str, strict: bool) -> None:
+    """Say what a configuration changes of the run that it goes on with; refuse it where it is another run.
+
+    Settings that only one of both knows are passed over, as the checkpoint may be of another version.
+
+    Args:
+        before: The checkpoint's configuration, not resolved.
+        cfg: The configuration at hand.
+        setting: How the checkpoint was asked for, for messages.
+        strict: Whether to refuse (``resume=auto``, where a folder may be another run's by mistake).
+
+    Raises:
+        UserError: If ``strict`` and a setting differs that makes it another run.
+    """
+    old, new = (dict(leaves(tree)) for tree in (before, OmegaConf.to_container(cfg, resolve=False)))
+    free = FREE | {key for key in old if key.endswith(".root")}  # data may have moved
+    changed = {key: (old[key], new[key]) for key in sorted(old.keys() & new.keys() - free) if old[key] != new[key]}
+    text = ", ".join(f"{key} {was} -> {now}" for key, (was, now) in changed.items())
+    other = [key for key in changed if key not in CHANGEABLE]
+    if strict and other:
+        key, (was, now) = other[0], changed[other[0]]
+        more = f" ({len(other) - 1} more)" if len(other) > 1 else ""
+        raise UserError(
+            f"{setting} was trained with {key}={was}, now it is {now}{more}; give the run's own settings, another "
+            "folder (hydra.run.dir or hydra.sweep.dir), or the checkpoint by name, as resume=PATH, to go on with "
+            "changed ones"
+        )
+    if changed:
+        log.warning("%s goes on with changed settings: %s", setting, text)
+
+
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of the settings in a tree; an empty group is a setting.
+
+    Args:
+        tree: Nested dicts.
+        prefix: Name of the tree.
+    """
+    if not isinstance(tree, Mapping) or (prefix and not tree):
+        yield prefix, tree
+        return
+    for key, value in tree.items():
+        yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))

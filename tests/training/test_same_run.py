@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+from omegaconf import OmegaConf
+
+from icda.errors import UserError
+from icda.training.same_run import CHANGEABLE, FREE, check_same_run, leaves
+
+
+def before(cfg):
+    return OmegaConf.to_container(cfg, resolve=False)
+
+
+def test_every_named_setting_exists(compose_train):
+    known = {key for key, _ in leaves(before(compose_train()))}
+    assert known >= FREE | CHANGEABLE
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["workers=3", "device=cuda", "data_dir=elsewhere", "panels=0", "schedule.save_every=1", "resume=auto", "keep=5"],
+)
+def test_where_and_how_a_run_is_made_is_free(compose_train, caplog, change):
+    check_same_run(before(compose_train()), compose_train(change), "resume=x", strict=True)
+    assert not caplog.records
+
+
+def test_data_may_have_moved(compose_train, caplog):
+    check_same_run(before(compose_train()), compose_train("dataset.source.root=/b"), "resume=x", strict=True)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("change", ["seed=1", "loss.pca_tau=10", "model.encoder.name=mit_b1", "schedule.lr=1e-3"])
+def test_another_run_is_refused_or_warned_of(compose_train, caplog, change):
+    key = change.partition("=")[0]
+    with pytest.raises(UserError, match=rf"resume=x was trained with {key}=.*, now it is .*hydra\.run\.dir"):
+        check_same_run(before(compose_train()), compose_train(change), "resume=x", strict=True)
+    with caplog.at_level(logging.WARNING):
+        check_same_run(before(compose_train()), compose_train(change), "resume=x", strict=False)
+    assert f"resume=x goes on with changed settings: {key} " in caplog.text
+
+
+def test_longer_and_elsewhere_is_the_same_run_and_said(compose_train, caplog):
+    cfg = compose_train("schedule.max_steps=9", "schedule.batch_size=1", "precision=bf16")
+    check_same_run(before(compose_train()), cfg, "resume=x", strict=True)
+    assert "precision fp32 -> bf16, schedule.batch_size 2 -> 1, schedule.max_steps 2 -> 9" in caplog.text
+
+
+def test_several_changes_are_counted(compose_train):
+    with pytest.raises(UserError, match=r"loss\.mix=1\.0, now it is 0\.5 \(1 more\)"):
+        cfg = compose_train("loss.mix=0.5", "seed=1")
+        check_same_run(before(compose_train()), cfg, "resume=x", strict=True)
+
+
+def test_settings_of_other_versions_are_passed_over(compose_train, caplog):
+    old = before(compose_train())
+    del old["seed"], old["loss"]["mix"]
+    old["gone"] = {"away": 1}
+    check_same_run(old, compose_train(), "resume=x", strict=True)
+    assert not caplog.records

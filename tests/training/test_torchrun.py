@@ -1,0 +1,153 @@
+"""Several processes under torchrun: the run of one process with all images, and an end where one of them ends."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import free_port
+from training_runs import ENVIRONMENT, ROOT, assert_same_run, finish, settings, start, tensors
+
+pytestmark = pytest.mark.slow
+
+# What is drawn for each process by itself: dropout and stochastic depth.
+FIXED = ("model.head.dropout=0", "model.dar.drop_path=0", "model.encoder.drop_path_rate=0")
+FIVE = ("schedule.max_steps=5", "schedule.val_every=5", "schedule.save_every=2", "logger=csv")
+
+
+def torchrun(tmp_path: Path, arguments: list[str], before: str = "", processes: int = 2) -> subprocess.Popen:
+    """Start ``scripts/train.py`` under torchrun, each process after some lines of Python."""
+    script = tmp_path / "train_under_test.py"
+    script.write_text(
+        f"import os, runpy, sys\n{textwrap.dedent(before)}\n"
+        "if __name__ == '__main__':\n"
+        f"    runpy.run_path({str(ROOT / 'scripts' / 'train.py')!r}, run_name='__main__')\n"
+    )
+    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(script), *arguments],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def scalars(folder: Path) -> dict[tuple[str, str], float]:
+    with (folder / "scalars.csv").open() as file:
+        rows = {(row["name"], row["step"]): float(row["value"]) for row in csv.DictReader(file)}
+    return {key: value for key, value in rows.items() if not key[0].startswith("memory")}
+
+
+def test_two_processes_are_one_with_the_joined_batch(demo_data, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    finish(start(settings(demo_data, one, *FIXED, *FIVE, "schedule.batch_size=2")))
+    out, err = finish(torchrun(tmp_path, settings(demo_data, two, *FIXED, *FIVE, "schedule.batch_size=1")))
+    assert out.count("2 processes") == 1 and "Traceback" not in err  # the first one alone speaks
+    expected, found = scalars(one), scalars(two)
+    assert expected.keys() == found.keys() and ("train/pca_target", "5") in expected
+    for key, value in expected.items():
+        assert found[key] == pytest.approx(value, rel=1e-5, abs=1e-5), key
+    expected, found = (tensors(torch.load(f / "checkpoints" / "last.pt", weights_only=True)) for f in (one, two))
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5, msg=name)
+    assert sorted(p.name for p in two.iterdir()) == sorted(p.name for p in one.iterdir())
+
+
+def test_passes_and_processes_share_the_samples(demo_data, tmp_path):
+    """Two processes of one pass read what one process reads in two: only batch norm and the mix see less at once."""
+    both = []
+    for folder, processes, accumulate in ((tmp_path / "a", 2, 1), (tmp_path / "b", 1, 2)):
+        arguments = settings(
+            demo_data, folder, *FIVE, "schedule.batch_size=1", f"schedule.accumulate={accumulate}", "loss=source_only"
+        )
+        before = f"""
+            import icda.training.engine as engine
+            real = engine.Engine._pass
+            def noting(self, batch, step, number):
+                with open(os.path.join({str(folder)!r}, "seen"), "a") as file:
+                    file.write(f"{{step}} {{batch.source.double().sum().item()}}\\n")
+                return real(self, batch, step, number)
+            engine.Engine._pass = noting
+        """
+        folder.mkdir()
+        finish(torchrun(tmp_path, arguments, before, processes))
+        both.append(sorted((folder / "seen").read_text().splitlines()))
+    assert both[0] == both[1] and len(set(both[0])) == 10
+
+
+DIES = """
+    import icda.training.engine as engine
+    from icda.errors import UserError
+    real = engine.Engine.step
+    def dying(self, batches, step):
+        if step == 3 and os.environ["RANK"] == "1":
+            {how}
+        return real(self, batches, step)
+    engine.Engine.step = dying
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("raise UserError('street.png is no image')", "error: process 1: street.png is no image"),
+        ("raise ZeroDivisionError('a mistake of ours')", "ZeroDivisionError: a mistake of ours"),
+        ("os.kill(os.getpid(), 9)", "exitcode: -9"),
+    ],
+)
+def test_a_process_that_dies_ends_the_run_with_its_message(demo_data, tmp_path, how, expected):
+    process = torchrun(
+        tmp_path, settings(demo_data, tmp_path / "run", *FIVE, "schedule.batch_size=1"), DIES.format(how=how)
+    )
+    _, err = process.communicate(timeout=120)  # no hang
+    assert process.returncode == 1 and expected in err, err
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
+    assert last["step"] == 2
+    outcome = json.loads((tmp_path / "run" / "record.json").read_text())[-1]["outcome"]
+    assert outcome is None or "the connection to another process of this run was lost" in outcome
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_torchrun_saves(demo_data, tmp_path, number):
+    """torchrun hands the signal on; from a terminal its processes get it twice."""
+    arguments = settings(demo_data, tmp_path / "whole", *FIVE, "schedule.batch_size=1")
+    finish(torchrun(tmp_path, arguments))
+    arguments = settings(demo_data, tmp_path / "run", *FIVE, "schedule.batch_size=1", "schedule.save_every=100")
+    before = f"""
+        import signal, time
+        import icda.training.engine as engine
+        real = engine.Engine.step
+        def signalled(self, batches, step):
+            if step == 3 and os.environ["RANK"] == "0":
+                os.killpg(0, {int(number)})
+                time.sleep(0.5)
+            return real(self, batches, step)
+        engine.Engine.step = signalled
+    """
+    process = torchrun(tmp_path, arguments, before)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode not in (0, -signal.SIGKILL), err
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
+    assert last["step"] in (3, 4), out + err
+    finish(torchrun(tmp_path, [*arguments, "resume=auto"]))
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_sweep_in_several_processes(demo_data, tmp_path):
+    arguments = settings(demo_data, tmp_path, "schedule.batch_size=1", "loss=source_only", "seed=0,1")
+    sweep = tmp_path / "sweep"
+    finish(torchrun(tmp_path, [*arguments, f"hydra.sweep.dir={sweep}", "-m"]))
+    runs = [path for path in sweep.iterdir() if path.is_dir()]
+    assert len(runs) == 2 and all((run / "summary.json").exists() for run in runs)
+    assert not [p.name for p in tmp_path.iterdir() if p.name not in ("sweep", "train_under_test.py")]
