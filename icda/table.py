@@ -1,19 +1,33 @@
-"""Finished runs gathered into one table: mean and spread over seeds."""
+"""Finished runs gathered into one table: mean and spread over seeds, one row a setting."""
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
+import re
 import statistics
-from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import IO, Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from icda.errors import UserError
+from icda.training.same_run import FREE, leaves
 
 log = logging.getLogger(__name__)
+
+_GROUPS = ("dataset", "model", "loss", "schedule", "cem")
+# Settings that say where and how a run was made, and the seed, over which is averaged. What a run starts from and how
+# often it is validated (the best is the best of all validations) are settings.
+_NOT_A_SETTING = FREE - {"init", "schedule.val_every"} | {"seed"}
+# What opening and reading a run's files raises where they are missing, cut short or something else.
+_BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, OmegaConfBaseException, YAMLError)
 
 
 @dataclass(frozen=True)
@@ -21,75 +35,349 @@ class FinishedRun:
     """What a table needs of a run.
 
     Attributes:
-        setting: The configuration groups that were chosen, and what else was changed but for the seed.
+        folder: The run's folder.
+        groups: Chosen file by group; ``schedule`` is left out where it is the data set's own.
+        settings: Every other setting of the composed configuration by dotted name, as text; without the seed and
+            what changes no result. ``world_size`` and ``dataset.val`` are what the run noted of itself.
+        given: The settings' names that the command line gave.
+        seed: Its seed.
         miou: mIoU of the last step, 0..1.
         best_miou: The best mIoU of all validations, 0..1.
         seconds: How long it took.
+        iou: Last IoU by class, 0..1; None for a class that does not occur.
+        ended: When it ended, seconds since 1970.
     """
 
-    setting: str
+    folder: Path
+    groups: Mapping[str, str]
+    settings: Mapping[str, str]
+    given: frozenset[str]
+    seed: int
     miou: float
     best_miou: float
     seconds: float
+    iou: Mapping[str, float | None]
+    ended: float
 
+    @property
+    def setting(self) -> tuple[tuple[str, str], ...]:
+        """What runs share that differ in their seeds alone."""
+        return (*sorted(self.groups.items()), *sorted(self.settings.items()))
 
-# Overrides that say where and how a run was made, not what it was.
-_NOT_A_SETTING = ("seed=", "data_dir=", "device=", "workers=", "progress=", "panels=", "hydra.", "resume=")
+    @property
+    def all(self) -> dict[str, str]:
+        """Groups and settings in one."""
+        return {**self.groups, **self.settings}
 
 
 def read_run(folder: Path) -> FinishedRun:
-    """Read a run's folder.
+    """Read a run's folder; it may have been moved or copied.
 
     Raises:
-        UserError: If it is not the folder of a finished run.
+        UserError: If it is not the folder of a finished run, or its files are damaged or of two different runs.
     """
     try:
         summary = json.loads((folder / "summary.json").read_text())
+        config = _config(folder)
         choices = OmegaConf.load(folder / "config" / "hydra.yaml").hydra.runtime.choices
-        overrides = [str(o).lstrip("+") for o in OmegaConf.load(folder / "config" / "overrides.yaml")]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} is not whole: {error}; give folders that scripts/train.py wrote") from error
-    groups = [f"{name}={choices[name]}" for name in ("dataset", "model", "loss", "cem")]
-    changes = [o for o in overrides if not o.startswith((*_NOT_A_SETTING, *(g.split("=")[0] + "=" for g in groups)))]
-    setting = " ".join(groups + sorted(changes))
-    return FinishedRun(setting, summary["last_miou"], summary["best_miou"], summary["seconds"])
+        overrides = [str(o) for o in OmegaConf.load(folder / "config" / "overrides.yaml")]
+        configured = dict(leaves(config))
+        groups = {name: str(choices[name]) for name in _GROUPS}
+        if groups["schedule"] == groups["dataset"]:
+            del groups["schedule"]
+        settings = {k: _text(v) for k, v in configured.items() if k not in _NOT_A_SETTING and not k.endswith(".root")}
+        settings["dataset.val"] = str(summary["val"])
+        parts = _parts(folder)
+        sizes = {int(part["world_size"]) for part in parts} or {1}
+        settings["world_size"] = "+".join(map(str, sorted(sizes)))
+        ended = parts[-1].get("ended") if parts else None
+        run = FinishedRun(
+            folder=folder,
+            groups=groups,
+            settings=settings,
+            given=_given(overrides, settings),
+            seed=int(configured["seed"]),
+            miou=float(summary["last_miou"]),
+            best_miou=float(summary["best_miou"]),
+            seconds=float(summary["seconds"]),
+            iou={str(k): None if v is None else float(v) for k, v in summary["iou"].items()},
+            ended=(folder / "summary.json").stat().st_mtime
+            if ended is None
+            else datetime.fromisoformat(ended).timestamp(),
+        )
+        steps, expected = summary["steps"], configured["schedule.max_steps"]
+    except _BROKEN as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(
+            f"{folder} is not whole ({what}); give folders of finished runs of scripts/train.py"
+        ) from error
+    if steps != expected:
+        raise UserError(f"{folder} has a summary of {steps} steps, its configuration says {expected}; go on with it")
+    trained = summary.get("config")
+    if isinstance(trained, dict) and dict(leaves(trained)) != configured:
+        other = {k: v for k, v in leaves(trained) if k not in _NOT_A_SETTING and configured.get(k) != v}
+        if other:
+            key, value = next(iter(other.items()))
+            raise UserError(
+                f"{folder} was trained with {key}={value}, its config/ says {configured.get(key)}: another command "
+                "has written there; give the run's own command again"
+            )
+    return run
 
 
-def table(folders: list[Path]) -> str:
-    """A markdown table of the runs below some folders.
+def _config(folder: Path) -> dict[str, Any]:
+    """The composed configuration, interpolations as they stand."""
+    return OmegaConf.to_container(OmegaConf.load(folder / "config" / "config.yaml"), resolve=False)
 
-    One row a setting: number of runs, mean and standard deviation (n - 1) of the last mIoU in percent, mean of the
-    best, mean minutes. Runs that are not finished are left out and counted in the log.
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _given(overrides: Iterable[str], settings: Iterable[str]) -> frozenset[str]:
+    """The settings that Hydra's overrides name, such as ``+a.b=1`` or ``~loss.mix``, or lie below."""
+    keys = [re.match(r"[+~]*([^=@]*)", o)[1] for o in overrides]
+    below = tuple(f"{key}." for key in keys if key not in _GROUPS)
+    return frozenset(name for name in settings if name in keys or name.startswith(below))
+
+
+def _parts(folder: Path) -> list[dict[str, Any]]:
+    """The parts of ``record.json``; none if there is no such file, or it is damaged."""
+    try:
+        parts = json.loads((folder / "record.json").read_text())
+    except (OSError, ValueError):
+        return []
+    return [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+
+
+def collect(folders: Sequence[Path]) -> list[FinishedRun]:
+    """The finished runs in and below some folders, no setting and seed twice.
+
+    Runs that are not finished, damaged ones, and all but the newest of a setting and seed are left out; the log names
+    each.
 
     Args:
         folders: Run folders, or folders that hold some.
 
     Raises:
-        UserError: If there is no finished run.
+        UserError: If a folder is missing, or none holds a finished run.
     """
-    found = sorted({p.parent for folder in folders for p in folder.rglob("metrics.jsonl")})
-    finished = [p for p in found if (p / "summary.json").exists()]
-    if not finished:
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"there is no folder {folder}; give folders that scripts/train.py wrote")
+    files = (p for folder in folders for name in ("metrics.jsonl", "summary.json") for p in folder.rglob(name))
+    found = list({p.parent.resolve(): p.parent for p in sorted(files)}.values())
+    unfinished = [folder for folder in found if not (folder / "summary.json").is_file()]
+    runs: dict[tuple, FinishedRun] = {}
+    for folder in found:
+        if folder in unfinished:
+            continue
+        try:
+            run = read_run(folder)
+        except UserError as error:
+            log.warning("left out: %s", error)
+            continue
+        key = (run.setting, run.seed)
+        if key in runs:
+            older, run = sorted((runs[key], run), key=lambda r: r.ended)
+            what = f"the same setting and seed={run.seed}"
+            log.warning("left out: %s has %s as %s, which is newer", older.folder, what, run.folder)
+        runs[key] = run
+    if unfinished:
+        log.warning("%d unfinished %s left out:", len(unfinished), "run is" if len(unfinished) == 1 else "runs are")
+    for folder in unfinished:
+        log.warning("  %s: %s", folder, _how_far(folder))
+    if not runs:
         raise UserError(
             f"no finished run in {', '.join(map(str, folders))}; give folders that scripts/train.py wrote"
         )
-    if len(finished) < len(found):
-        log.warning(
-            "%d unfinished runs are left out, the first is %s",
-            len(found) - len(finished),
-            min(set(found) - set(finished)),
-        )
-    rows: dict[str, list[FinishedRun]] = defaultdict(list)
-    for folder in finished:
-        run = read_run(folder)
-        rows[run.setting].append(run)
-    lines = ["| setting | runs | mIoU, last step | best | minutes |", "| --- | --- | --- | --- | --- |"]
-    for setting, runs in sorted(rows.items(), key=lambda item: statistics.mean(r.miou for r in item[1])):
-        last = [100 * r.miou for r in runs]
-        spread = f" ± {statistics.stdev(last):.1f}" if len(runs) > 1 else ""
-        best = statistics.mean(100 * r.best_miou for r in runs)
-        minutes = statistics.mean(r.seconds / 60 for r in runs)
-        lines.append(
-            f"| {setting} | {len(runs)} | {statistics.mean(last):.1f}{spread} | {best:.1f} | {minutes:.1f} |"
-        )
+    return list(runs.values())
+
+
+def _how_far(folder: Path) -> str:
+    """The last step that an unfinished run noted, of how many, and how it ended if it noted that."""
+    parts = _parts(folder)
+    step, outcome = (parts[-1].get("step"), parts[-1].get("outcome")) if parts else (None, None)
+    path = folder / "metrics.jsonl"
+    for line in path.read_text().splitlines() if step is None and path.is_file() else ():
+        try:
+            step = json.loads(line)["step"]
+        except (ValueError, KeyError, TypeError):  # the last line of a run that was killed
+            continue
+    try:
+        steps = str(_config(folder)["schedule"]["max_steps"])
+    except _BROKEN:
+        steps = "?"
+    return f"step {step or 0} of {steps}" + (f", {outcome}" if outcome else "")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which settings a table names.
+
+    Attributes:
+        common: What all runs share and the command line or a group says.
+        differing: Names of groups and settings that differ between runs.
+    """
+
+    common: Mapping[str, str]
+    differing: tuple[str, ...]
+
+
+def layout(runs: Sequence[FinishedRun]) -> Layout:
+    """What tells runs apart, and what of interest they share.
+
+    A setting is named if a command line gave it, or if it differs between runs that chose the same file of its group;
+    what a choice of a file explains is not.
+    """
+    groups = [name for name in _GROUPS if any(name in run.groups for run in runs)]
+    names = dict.fromkeys(name for run in runs for name in run.settings)
+    named = [name for name in names if _given_by_any(name, runs) or _unexplained(name, runs)]
+    values = {name: {run.all.get(name) for run in runs} for name in (*groups, *named)}
+    return Layout(
+        {name: value for name, (value, *more) in values.items() if not more and value is not None},
+        tuple(name for name, found in values.items() if len(found) > 1),
+    )
+
+
+def _given_by_any(name: str, runs: Sequence[FinishedRun]) -> bool:
+    """Whether a command line says a setting's value; that of the number of processes is torchrun's."""
+    return any(name in run.given or (name == "world_size" and run.settings[name] != "1") for run in runs)
+
+
+def _unexplained(name: str, runs: Sequence[FinishedRun]) -> bool:
+    group = name.partition(".")[0]
+    values: dict[str | None, set[str | None]] = {}
+    for run in runs:
+        choice = run.groups.get(group, run.groups.get("dataset")) if group in _GROUPS else None
+        values.setdefault(choice, set()).add(run.settings.get(name))
+    return any(len(found) > 1 for found in values.values())
+
+
+def _rows(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
+    """Runs by setting, by rising mean; those of a setting by seed."""
+    rows: dict[tuple, list[FinishedRun]] = {}
+    for run in sorted(runs, key=lambda r: r.seed):
+        rows.setdefault(run.setting, []).append(run)
+    return sorted(rows.values(), key=lambda row: (statistics.mean(r.miou for r in row), row[0].setting))
+
+
+def _classes(runs: Sequence[FinishedRun]) -> list[str]:
+    return list(dict.fromkeys(name for run in runs for name in run.iou))
+
+
+def _mean_and_spread(shares: Iterable[float | None]) -> tuple[float | None, float | None]:
+    """Mean and standard deviation (n - 1) in percent; None where there are too few."""
+    percents = [100 * share for share in shares if share is not None]
+    mean = statistics.mean(percents) if percents else None
+    return mean, statistics.stdev(percents) if len(percents) > 1 else None
+
+
+def _cell(shares: Iterable[float | None]) -> str:
+    mean, spread = _mean_and_spread(shares)
+    if mean is None:
+        return "-"
+    return f"{mean:.1f}" if spread is None else f"{mean:.1f} ± {spread:.1f}"
+
+
+def markdown(runs: Sequence[FinishedRun], per_class: bool = False, each: bool = False) -> str:
+    """A markdown table: setting, number of runs, last mIoU (mean ± standard deviation with n - 1) and best mIoU
+    (mean) in percent, minutes (mean); by rising mean.
+
+    Args:
+        runs: From ``collect``.
+        per_class: Whether there is a column for each class's last IoU.
+        each: Whether every run has a row of its own, with its seed and folder.
+    """
+    plan, classes = layout(runs), _classes(runs) if per_class else []
+    alone = not plan.differing
+    lines = [] if alone else [f"All runs: {_words(plan.common, plan.common)}", ""]
+    names = tuple(plan.common) if alone else plan.differing
+    head = ["setting", "seed" if each else "n", "mIoU", "best", "minutes", *classes, *(["folder"] if each else [])]
+    lines += [_line(head), _line(["---"] * len(head))]
+    rows, words = _rows(runs), _short_numbers(runs)
+    for row in [[run] for runs_of in rows for run in runs_of] if each else rows:
+        minutes = statistics.mean(run.seconds / 60 for run in row)
+        cells = [
+            _words(names, {name: words.get((name, value), value) for name, value in row[0].all.items()}),
+            str(row[0].seed if each else len(row)),
+            _cell(run.miou for run in row),
+            f"{statistics.mean(100 * run.best_miou for run in row):.1f}",
+            f"{minutes:.1f}",
+            *(_cell(run.iou.get(name) for run in row) for name in classes),
+        ]
+        lines.append(_line(cells + ([str(row[0].folder)] if each else [])))
     return "\n".join(lines)
+
+
+def _short_numbers(runs: Sequence[FinishedRun]) -> dict[tuple[str, str], str]:
+    """Long numbers, as a search draws them, with four digits, where those still tell a setting's values apart."""
+    values: dict[str, set[str]] = {}
+    for run in runs:
+        for name, value in run.settings.items():
+            values.setdefault(name, set()).add(value)
+    short: dict[tuple[str, str], str] = {}
+    for name, found in values.items():
+        new = {v: f"{float(v):.4g}" if re.fullmatch(r"-?\d+\.\d{6,}(e-?\d+)?", v) else v for v in found}
+        if len(set(new.values())) == len(found):
+            short |= {(name, v): text for v, text in new.items()}
+    return short
+
+
+def _words(names: Iterable[str], values: Mapping[str, str]) -> str:
+    return " ".join(f"{name}={values[name]}" for name in names if name in values)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def write_csv(runs: Sequence[FinishedRun], file: IO[str], per_class: bool = False, each: bool = False) -> None:
+    """Write the table as CSV with full precision: a column for every group and named setting, shares in percent.
+
+    Columns that follow: ``runs``, ``miou_percent_mean``, ``miou_percent_std``, ``best_miou_percent_mean``,
+    ``minutes_mean``, with ``per_class`` ``iou_percent_mean.CLASS`` and ``iou_percent_std.CLASS``; or, with ``each``,
+    ``seed``, ``miou_percent``, ``best_miou_percent``, ``minutes``, ``folder``, ``iou_percent.CLASS``. A figure that
+    does not exist, such as the spread of one run, is empty.
+
+    Args:
+        runs: From ``collect``.
+        file: Opened with ``newline=""``.
+        per_class: See ``markdown``.
+        each: See ``markdown``.
+    """
+    plan, classes = layout(runs), _classes(runs) if per_class else []
+    names = [n for n in (*_GROUPS, *plan.common, *plan.differing) if any(n in run.all for run in runs)]
+    names = list(dict.fromkeys(names))
+    records = []
+    for row in _rows(runs):
+        setting = {name: row[0].all.get(name, "") for name in names}
+        for run in row if each else ():
+            percents = {f"iou_percent.{c}": _mean_and_spread([run.iou.get(c)])[0] for c in classes}
+            figures = {"miou_percent": 100 * run.miou, "best_miou_percent": 100 * run.best_miou}
+            where = {"minutes": run.seconds / 60, "folder": str(run.folder)}
+            records.append({**setting, "seed": run.seed, **figures, **where, **percents})
+        if not each:
+            mean, spread = _mean_and_spread(run.miou for run in row)
+            figures = {"runs": len(row), "miou_percent_mean": mean, "miou_percent_std": spread}
+            figures["best_miou_percent_mean"] = _mean_and_spread(run.best_miou for run in row)[0]
+            figures["minutes_mean"] = statistics.mean(run.seconds / 60 for run in row)
+            for c in classes:
+                pair = _mean_and_spread(run.iou.get(c) for run in row)
+                figures[f"iou_percent_mean.{c}"], figures[f"iou_percent_std.{c}"] = pair
+            records.append({**setting, **figures})
+    writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+
+
+def table(folders: Sequence[Path]) -> str:
+    """A markdown table of the finished runs in and below some folders; see ``collect`` and ``markdown``.
+
+    Args:
+        folders: Run folders, or folders that hold some.
+
+    Raises:
+        UserError: If a folder is missing, or none holds a finished run.
+    """
+    return markdown(collect(folders))

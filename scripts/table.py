@@ -1,16 +1,49 @@
-"""Gather finished runs into one table: python scripts/table.py FOLDER [FOLDER ...]"""
+"""Gather finished runs into one table: python scripts/table.py FOLDER [FOLDER ...] [--csv FILE]"""
+
+from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from icda.errors import UserError
-from icda.table import table
+from icda.table import collect, markdown, write_csv
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for a mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see python scripts/table.py --help")
+
+
+def main() -> None:
+    """Read the command line, print or write the table."""
+    parser = Parser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders that hold some")
+    parser.add_argument("--csv", metavar="FILE", help="write CSV there, - for standard output, in place of markdown")
+    parser.add_argument("--per-class", action="store_true", help="add the last IoU of every class")
+    parser.add_argument("--runs", action="store_true", help="a row for every run, with its seed and folder")
+    arguments = parser.parse_args()
+    runs = collect(arguments.folders)
+    if arguments.csv is None:
+        print(markdown(runs, arguments.per_class, arguments.runs))
+        return
+    with contextlib.ExitStack() as stack:
+        file = sys.stdout
+        if arguments.csv != "-":
+            file = stack.enter_context(Path(arguments.csv).open("w", newline="", encoding="utf-8"))
+        write_csv(runs, file, arguments.per_class, arguments.runs)
+
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders that hold some")
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
     try:
-        print(table(parser.parse_args().folders))
+        main()
     except UserError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename} cannot be used: {error.strerror}; choose another place for --csv")
