@@ -224,7 +224,7 @@ def test_what_does_not_fit_is_said_in_one_line(what, b0, tmp_path):
     with pytest.raises(UserError, match=message) as caught:
         read_encoder(path)
     assert "\n" not in str(caught.value) and str(caught.value).startswith(str(path))
-    assert len(str(caught.value)) < 500
+    assert len(str(caught.value).removeprefix(str(path))) < 450  # the path is as long as it is
     encoder = timm.create_model("mit_b0", features_only=True)
     before = encoder.patch_embed.proj.weight.clone()
     with pytest.raises(UserError, match=message) as caught:
