@@ -49,7 +49,8 @@ def evaluate(
             one process alone.
         on_prediction: Called with the index of an image and its predicted train ids (h, w) uint8. For one process
             alone.
-        stop: Asked before each image whether to give up, as after a signal.
+        stop: Asked before each image, and while the workers are waited for in vain, whether to give up, as after a
+            signal.
 
     Returns:
         Pixels by label and prediction; None if it was given up, in any of the processes.
@@ -66,8 +67,9 @@ def evaluate(
     model.eval()
     images = EvaluationImages(dataset, model.mean, model.std)
     order = range(rank(), len(images), processes)
+    done = 0
     for image, label, index in tqdm(
-        batches(images, 1, workers, order=order, timeout=timeout),
+        batches(images, 1, workers, order=order, timeout=timeout, stop=stop),
         total=len(order),
         desc="evaluate",
         unit="image",
@@ -87,8 +89,9 @@ def evaluate(
         matrix.update(prediction, label[0].numpy())
         if on_prediction is not None:
             on_prediction(int(index), prediction)
+        done += 1
     model.train(was_training)
-    if any_over_ranks([stop()], device)[0]:
+    if any_over_ranks([stop() or done < len(order)], device)[0]:
         return None
     if processes > 1:
         matrix.matrix = sum_over_ranks(torch.from_numpy(matrix.matrix).to(device)).cpu().numpy()

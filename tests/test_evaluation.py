@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
+import os
 from pathlib import Path
 
 import cv2
@@ -13,6 +16,7 @@ from torch import nn
 
 from icda.data.base import Sample, SegmentationDataset
 from icda.data.classes import CAMVID
+from icda.data.loader import batches
 from icda.evaluation import evaluate, predict
 from icda.models import build_model
 from icda.report import percent, scores, table
@@ -109,6 +113,44 @@ def test_processes_share_the_images_and_return_the_sum(count, processes, tmp_pat
     np.testing.assert_array_equal(result.matrix, whole)
     assert result.matrix.dtype == np.int64 and result.miou() < 1
     assert sorted(read) == list(range(count))
+
+
+def _given_up_by(monkeypatch, others: list[bool]) -> list[list[bool]]:
+    """Stand for the other processes; what this one says to them is kept."""
+    said = []
+    monkeypatch.setattr(
+        "icda.evaluation.any_over_ranks", lambda flags, device: said.append(flags) or [any([*flags, *others])]
+    )
+    return said
+
+
+@pytest.mark.parametrize("others", [[], [False], [True]])
+def test_images_that_end_early_give_up_in_all_processes(others, files, monkeypatch):
+    said = _given_up_by(monkeypatch, others)
+    model = Oracle().train()
+    assert (evaluate(model, Files(files), torch.device("cpu")) is None) == any(others)
+    monkeypatch.setattr("icda.evaluation.batches", lambda *args, **options: itertools.islice(batches(*args), 1))
+    assert evaluate(model, Files(files), torch.device("cpu")) is None
+    assert said == [[False], [True]] and model.training
+
+
+@pytest.mark.slow
+def test_an_image_that_hangs_does_not_keep_from_giving_up(files):
+    os.mkfifo(files / "c.png")
+    (files / "c_label.png").symlink_to(files / "a_label.png")
+    seen = []
+    assert (
+        evaluate(
+            Oracle(),
+            Files(files),
+            torch.device("cpu"),
+            workers=1,
+            on_prediction=lambda index, prediction: seen.append(index),
+            stop=lambda: len(seen) == 2,
+        )
+        is None
+    )
+    assert seen == [0, 1] and not multiprocessing.active_children()
 
 
 def test_what_is_kept_image_by_image_is_for_one_process(files, monkeypatch):

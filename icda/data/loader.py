@@ -28,6 +28,7 @@ from icda.errors import UserError
 log = logging.getLogger(__name__)
 
 _POLL = 1  # seconds between two looks at workers that are waited for
+_ENDING = 10  # seconds that are waited for a worker to end after the line to it broke
 _GRACE = 1.0  # seconds that workers get to finish what they are on when nobody wants it any more
 _NOT_FOR_WORKERS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
@@ -153,12 +154,14 @@ class _Workers:
         loader: A loader with at least one worker and a timeout of ``_POLL``, over guarded samples.
         watch: The workers' notes.
         timeout: Seconds that a batch is waited for; 0 waits for ever.
+        stop: Asked whether to end whenever nothing came for ``_POLL``.
     """
 
-    def __init__(self, loader: DataLoader, watch: Watch, timeout: float) -> None:
+    def __init__(self, loader: DataLoader, watch: Watch, timeout: float, stop: Callable[[], bool]) -> None:
         self.loader = loader
         self.watch = watch
         self.timeout = timeout
+        self.stop = stop
         self.done = 0  # batches
 
     def __enter__(self) -> _Workers:
@@ -189,6 +192,8 @@ class _Workers:
                 return batch
             except (RuntimeError, OSError, EOFError) as error:
                 if str(error).startswith("DataLoader timed out after"):
+                    if self.stop():
+                        raise StopIteration from None
                     waited += _POLL  # counted, since a clock would count the time of a run that was suspended too
                     if not self.timeout or waited < self.timeout:
                         continue
@@ -205,7 +210,10 @@ class _Workers:
         if message.startswith("Caught "):  # raised while a worker read
             return out_of_shared_memory(message)
         if not isinstance(error, RuntimeError):  # a line to a worker broke, which may be on the point of ending
-            wait([process.sentinel for process in self.processes], timeout=_POLL)
+            ending = wait([process.sentinel for process in self.processes], timeout=_ENDING)
+            for process in self.processes:
+                if process.sentinel in ending:
+                    process.join()  # the sentinel is ready a moment before the status is
         worker = first_lost(self.processes)
         return None if worker is None else lost(self.watch, worker, self.processes[worker])
 
@@ -268,8 +276,12 @@ def batches(
     order: Sequence[int] | None = None,
     pin_memory: bool = False,
     timeout: float = 0,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Any]:
     """Batches of samples in an order.
+
+    A file that hangs would keep whoever waits for a batch from acting on a signal. ``stop`` then ends the batches,
+    and the workers with them, early; whoever gives it has to tell such an end from that of the order.
 
     Args:
         dataset: Samples by index. Where it has an attribute ``on_read``, that is set while a sample is read, and is
@@ -279,6 +291,10 @@ def batches(
         order: Indices of the samples, which may be computed when asked for; None takes all as they come.
         pin_memory: Whether tensors come in page-locked memory, from which copies to a GPU are fast.
         timeout: Seconds to wait for a batch of the workers before they are taken to be stalled; 0 waits for ever.
+        stop: Whether to end early. It is asked only while a batch is waited for in vain, after each second in which
+            none of the workers handed on anything, also while they start; a batch that is there comes first. It is
+            asked in this process alone, so it must not wait for others. With ``workers`` 0 it is never asked: what
+            hangs then is this process itself.
 
     Yields:
         What ``default_collate`` makes of a batch.
@@ -303,7 +319,7 @@ def batches(
     if not workers:
         yield from map(_checked, loader)
         return
-    with _Workers(loader, watch, timeout) as ready:
+    with _Workers(loader, watch, timeout, stop) as ready:
         yield from map(_checked, ready)
 
 

@@ -28,20 +28,28 @@ class Bar(tqdm):
     Where its lines go to a file, there are few of them.
 
     Args:
-        iterable: What to show the progress of.
+        iterable: What to show the progress of; None where ``update`` tells it.
         desc: What is being done.
         total: How many there are.
         unit: What they are.
         disable: Whether to show nothing.
+        initial: How many were done before.
     """
 
     monitor_interval = 0
 
     def __init__(
-        self, iterable: Iterable[object], desc: str, total: int, *, unit: str = "it", disable: bool = False
+        self,
+        iterable: Iterable[object] | None,
+        desc: str,
+        total: int,
+        *,
+        unit: str = "it",
+        disable: bool = False,
+        initial: int = 0,
     ) -> None:
         every = 0.1 if sys.stderr.isatty() else 20.0  # seconds
-        super().__init__(iterable, desc, total, unit=unit, disable=disable, mininterval=every)
+        super().__init__(iterable, desc, total, unit=unit, disable=disable, mininterval=every, initial=initial)
 
 
 def in_processes(

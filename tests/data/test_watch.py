@@ -32,7 +32,6 @@ def test_a_reading_tells_sample_and_last_file():
     watch = on("a/first.png", "a/last.png", worker=1)
     reading = watch.reading(1)
     assert (reading.pid, reading.sample, reading.busy, reading.file) == (os.getpid(), 7, True, "a/last.png")
-    assert 0 <= reading.seconds < 5
     assert watch.reading(0).sample is None and "has not begun" in str(watch.reading(0))
     watch.end()
     assert "done with sample 7" in str(watch.reading(1)) and "a/last.png" in str(watch.reading(1))
@@ -41,11 +40,14 @@ def test_a_reading_tells_sample_and_last_file():
 
 
 def test_time_counts_from_the_last_file():
+    before = time.monotonic()
     watch = on("a.png")
     time.sleep(0.05)
-    assert watch.reading(0).seconds >= 0.05
+    assert 0.05 <= watch.reading(0).seconds <= time.monotonic() - before
+    before = time.monotonic()
     watch.file(Path("b.png"))
-    assert watch.reading(0).seconds < 0.05
+    seconds = watch.reading(0).seconds
+    assert 0 <= seconds <= time.monotonic() - before
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,7 @@ def _note(watch: Watch, worker: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_notes_of_killed_processes_stay_however_they_were_started(method):
     context = get_context(method)
     watch = Watch(2)
@@ -90,7 +92,8 @@ def test_notes_of_killed_processes_stay_however_they_were_started(method):
     for started in processes:
         started.start()
     for worker, started in enumerate(processes):
-        started.join()
+        started.join(240)
+        assert started.exitcode == -signal.SIGKILL
         reading = watch.reading(worker)
         assert (reading.pid, reading.sample, reading.file) == (started.pid, 100 + worker, f"{worker}.png")
         assert f"(process {started.pid})" in str(lost(watch, worker, started))
