@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from icda.config import ModelConfig, build_group
 from icda.data.classes import CITYSCAPES, ClassSet
-from icda.errors import UserError
+from icda.errors import DamagedFile, UserError
 from icda.interop import is_published, read_published
 from icda.models import SegmentationModel, build_model
 from icda.training.durable import write_whole
@@ -205,17 +206,17 @@ def upgraded(content: dict[str, Any], path: Path) -> dict[str, Any]:
         if not (isinstance(training, Mapping) and set(training) >= TRAINING):
             raise UserError(f"{path} is not a whole checkpoint, its state of the run lacks something; {_EXPECTED}")
         training = content["training"] = {"scaler": None, "skipped": 0, **training}
-        if not (isinstance(training["scaler"], Mapping | None) and _is_count(training["skipped"])):
-            raise UserError(
-                f"{path} is not a whole checkpoint, its loss scaler or its count of skipped steps is not as icda "
-                f"writes it; {_EXPECTED}"
-            )
+        for name, holds in _TRAINING_KINDS.items():
+            if not holds(training[name]):
+                what = f"the {name} of its run is not as icda writes it"
+                raise UserError(f"{path} is not a whole checkpoint, {what}; {_EXPECTED}")
     for part in ("student", "teacher"):
         broken = [n for n, t in (content[part] or {}).items() if not torch.isfinite(t).all()]
         if broken:
-            raise UserError(
+            raise DamagedFile(
                 f"{path}: {len(broken)} of the {part}'s weights hold NaN or infinity, the first is "
-                f"{plain(broken[0], 80)}; its training went wrong, give an earlier checkpoint"
+                f"{plain(broken[0], 80)}",
+                "its training went wrong, give an earlier checkpoint",
             )
     return content
 
@@ -226,6 +227,21 @@ def _is_count(value: object) -> bool:
 
 def _is_state(value: object) -> bool:
     return isinstance(value, Mapping) and all(isinstance(n, str) and isinstance(t, Tensor) for n, t in value.items())
+
+
+def _is_state_or_none(value: object) -> bool:
+    return value is None or _is_state(value)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and -math.inf < value < math.inf
+
+
+def _is_optimizer_state(value: object) -> bool:
+    if not (isinstance(value, Mapping) and isinstance(value.get("state"), Mapping)):
+        return False
+    groups = value.get("param_groups")
+    return isinstance(groups, list) and all(isinstance(group, Mapping) for group in groups)
 
 
 def _is_config(value: object) -> bool:
@@ -244,11 +260,22 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "classes": _is_class_set,
     "step": _is_count,
     "student": _is_state,
-    "teacher": lambda value: value is None or _is_state(value),
+    "teacher": _is_state_or_none,
     "metrics": lambda value: value is None or isinstance(value, Mapping),
     "trained_frames": lambda value: isinstance(value, Mapping),
 }
 """What the entries of a checkpoint must be."""
+
+_TRAINING_KINDS: dict[str, Callable[[Any], bool]] = {
+    "frozen": _is_state_or_none,
+    "pca": _is_state_or_none,
+    "optimizer": _is_optimizer_state,
+    "scaler": lambda value: value is None or isinstance(value, Mapping),
+    "skipped": _is_count,
+    "best_miou": _is_number,
+    "seconds": _is_number,
+}
+"""What the entries below "training" must be."""
 
 
 def content_of(

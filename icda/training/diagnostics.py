@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -28,16 +29,15 @@ def gradient_norms(student: SegmentationModel) -> dict[str, float]:
         ``encoder``, ``head``, ``dar``, as far as a parameter of the part has a gradient, and ``total``, of all
         parameters together; empty if none has one.
     """
-    parts: dict[str, Sequence[nn.Parameter]] = {
-        name: list(part.parameters()) for name, part in student.named_children()
-    }
-    parts["total"] = list(student.parameters())
     norms: dict[str, Tensor] = {}
-    for name, parameters in parts.items():
-        gradients = [p.grad for p in parameters if p.grad is not None]
+    for name, part in student.named_children():  # every parameter is of one part
+        gradients = [p.grad for p in part.parameters() if p.grad is not None]
         if gradients:
             norms[name] = nn.utils.get_total_norm(gradients)
-    return dict(zip(norms, torch.stack(list(norms.values())).tolist(), strict=True)) if norms else {}
+    if not norms:
+        return {}
+    result = dict(zip(norms, torch.stack(list(norms.values())).tolist(), strict=True))
+    return {**result, "total": math.sqrt(sum(norm * norm for norm in result.values()))}
 
 
 def prototype_distances(pca: PCA, class_names: Sequence[str]) -> dict[str, float]:

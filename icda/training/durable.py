@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -33,7 +34,7 @@ def write_whole(
             ``filename``; the file that was there before is untouched and the temporary one is removed.
     """
     temporary = temporary_name(path)
-    try:
+    with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as file:
@@ -46,9 +47,39 @@ def write_whole(
             with contextlib.suppress(OSError):  # what went wrong before is to be told
                 temporary.unlink(missing_ok=True)
             raise
+    _flush_folder(path.parent)
+
+
+def append_whole(file: io.FileIO, content: bytes) -> None:
+    """Add all of a piece to the end of a file, or none of it.
+
+    It outlives the process at once; the system only with ``os.fsync``.
+
+    Args:
+        file: Opened for writing without a buffer.
+        content: The piece.
+
+    Raises:
+        OSError: If it cannot be written, such as to a full disk; the file is as it was before.
+    """
+    size = file.seek(0, os.SEEK_END)
+    rest = memoryview(content)
+    try:
+        while rest:  # a disk that is about to be full takes a part
+            rest = rest[file.write(rest) :]
+    except OSError:
+        with contextlib.suppress(OSError):  # a torn end is found when the file is read
+            file.truncate(size)
+        raise
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let every ``OSError`` say which file it is about: the system's ``errno``, and ``path`` as ``filename``."""
+    try:
+        yield
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-    _flush_folder(path.parent)
 
 
 def temporary_name(path: Path) -> Path:

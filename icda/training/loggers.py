@@ -6,15 +6,15 @@ thread, from which a full disk prints a traceback while the training goes on unt
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import logging
 import os
 import re
 import socket
+import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from icda.errors import UserError
-from icda.training.durable import write_whole
+from icda.training.durable import append_whole, naming, write_whole
+from icda.weights.foreign import plain
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 LOGGERS = ("none", "tensorboard", "csv")
 _COLUMNS = ["step", "name", "value"]
+_VALIDATION = "val"  # what the names of a validation's curves begin with
 
 
 class Logger:
@@ -90,7 +92,7 @@ class Logger:
             log.warning("%s", failure)  # what ended the run matters more
 
 
-def open_logger(kind: str, folder: Path, step: int) -> Logger:
+def open_logger(kind: str, folder: Path, step: int, validated: bool = True, own: bool = True) -> Logger:
     """A logger for a run that starts, or goes on, at a step.
 
     What an earlier part of the run logged up to this step stays. What it logged after it was lost with that part,
@@ -101,6 +103,11 @@ def open_logger(kind: str, folder: Path, step: int) -> Logger:
             pictures.
         folder: The run's.
         step: Steps done so far, those of the checkpoint that the run goes on from.
+        validated: Whether the checkpoint holds the scores of its own step. Where it does not, their validation was
+            cut off and will be made up for, so that its curves, whose names begin with ``val``, and its pictures do
+            not show any more.
+        own: Whether the files in the folder are of the run that is gone on with. Those of another are dropped: of
+            ``scalars.csv`` nothing stays, event files are renamed so that TensorBoard does not see them.
 
     Raises:
         UserError: If the kind is not known, TensorBoard is not installed, or ``scalars.csv`` is another file.
@@ -109,8 +116,17 @@ def open_logger(kind: str, folder: Path, step: int) -> Logger:
     if kind not in LOGGERS:
         raise UserError(f"logger={kind} is not known; choose one of {', '.join(LOGGERS)}")
     if kind == "tensorboard":
-        return TensorBoardLogger(folder / "tensorboard", step)
-    return CSVLogger(folder / "scalars.csv", step) if kind == "csv" else Logger()
+        return TensorBoardLogger(folder / "tensorboard", step, validated, own)
+    return CSVLogger(folder / "scalars.csv", step, validated, own) if kind == "csv" else Logger()
+
+
+def _stays(step: int, validated: bool) -> Callable[[int, str], bool]:
+    """Whether a value that was logged at a step, under a name, stays where a run goes on at ``step``."""
+
+    def stays(at: int, name: str) -> bool:
+        return step > 0 and (at < step or (at == step and (validated or not name.startswith(_VALIDATION))))
+
+    return stays
 
 
 class _FileLogger(Logger):
@@ -124,37 +140,21 @@ class _FileLogger(Logger):
     def __init__(self, path: Path, file: io.FileIO) -> None:
         self.path = path
         self._file = file
-        self._size = file.seek(0, os.SEEK_END)
 
     def flush(self) -> None:
         """See ``Logger``."""
-        try:
+        with naming(self.path):
             os.fsync(self._file.fileno())
-        except OSError as error:
-            raise self._named(error) from error
 
     def close(self) -> None:
         """See ``Logger``."""
-        try:
+        with naming(self.path):
             self._file.close()
-        except OSError as error:
-            raise self._named(error) from error
 
     def _append(self, content: bytes) -> None:
         """Add all of a piece to the file, or none of it."""
-        rest = memoryview(content)
-        try:
-            while rest:  # a disk that is about to be full takes a part
-                rest = rest[self._file.write(rest) :]
-        except OSError as error:
-            with contextlib.suppress(OSError):  # a torn end is found when the file is read
-                self._file.truncate(self._size)
-                self._file.seek(self._size)
-            raise self._named(error) from error
-        self._size += len(content)
-
-    def _named(self, error: OSError) -> OSError:
-        return OSError(error.errno, error.strerror, str(self.path))
+        with naming(self.path):
+            append_whole(self._file, content)
 
 
 class CSVLogger(_FileLogger):
@@ -167,15 +167,15 @@ class CSVLogger(_FileLogger):
 
     Args:
         path: The file; its folder is made if need be.
-        step: See ``open_logger``.
+        step, validated, own: See ``open_logger``.
 
     Raises:
         UserError: If the file is there and begins with other columns.
         OSError: If it cannot be written.
     """
 
-    def __init__(self, path: Path, step: int) -> None:
-        kept = _lines([_COLUMNS, *_rows_until(path, step)]).encode()
+    def __init__(self, path: Path, step: int, validated: bool, own: bool) -> None:
+        kept = _lines([_COLUMNS, *_rows(path, _stays(step if own else 0, validated))]).encode()
         write_whole(path, lambda file: file.write(kept))
         super().__init__(path, path.open("ab", buffering=0))
 
@@ -190,21 +190,27 @@ def _lines(rows: list[list[Any]]) -> str:
     return text.getvalue()
 
 
-def _rows_until(path: Path, step: int) -> Iterator[list[str]]:
-    """The whole lines of a file, those of later steps left out."""
+def _rows(path: Path, stays: Callable[[int, str], bool]) -> Iterator[list[str]]:
+    """The whole lines of a file that stay; a damaged one costs only itself."""
     if not path.exists():
         return
-    text = path.read_bytes().decode(errors="replace").replace("\0", "")  # zeros are what a power cut can leave
-    text = text[: text.rfind("\n") + 1]  # a line without an end was cut off with the process that wrote it
-    rows = csv.reader(io.StringIO(text, newline=""))
-    if text and (header := next(rows)) != _COLUMNS:
+    content = path.read_bytes().replace(b"\0", b"")  # zeros are what a power cut can leave
+    header, *lines = content.split(b"\n")
+    if content and header.rstrip(b"\r") != ",".join(_COLUMNS).encode():
+        found = plain(header.decode(errors="replace").replace(",", ", "), 80)
         raise UserError(
-            f"{path} has the columns {', '.join(header)[:80]}, expected {', '.join(_COLUMNS)} as icda writes them; "
-            "move it away"
+            f"{path} has the columns {found}, expected {', '.join(_COLUMNS)} as icda writes them; move it away"
         )
-    for row in rows:
-        if step and len(row) == len(_COLUMNS) and row[0].isdecimal() and int(row[0]) <= step:
-            yield row
+    for line in lines[:-1]:  # what follows the last line's end was cut off with the process that wrote it
+        try:
+            text = line.rstrip(b"\r").decode()
+            (row,) = csv.reader([text], strict=True)
+            step, name, value = row
+            float(value)
+            if stays(int(step), name) and _lines([row]) == f"{text}\n":  # a stray quote is read, but never written
+                yield row
+        except (ValueError, csv.Error):
+            continue
 
 
 class TensorBoardLogger(_FileLogger):
@@ -212,14 +218,14 @@ class TensorBoardLogger(_FileLogger):
 
     Args:
         folder: Of the event files; made if need be.
-        step: See ``open_logger``.
+        step, validated, own: See ``open_logger``.
 
     Raises:
         UserError: If TensorBoard is not installed.
         OSError: If the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, validated: bool, own: bool) -> None:
         try:
             from tensorboard.compat.proto.event_pb2 import Event, SessionLog
             from torch.utils.tensorboard import RecordWriter, summary
@@ -230,14 +236,24 @@ class TensorBoardLogger(_FileLogger):
             ) from error
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / _event_file(folder)
+        if not own:
+            _set_aside(folder)
+            step = 0
+        # TensorBoard hides what earlier files hold from the step of a START on. The checkpoint's own step was logged
+        # before the checkpoint was written, and is not logged again; but where its validation is to be hidden, the
+        # rest of the step is hidden with it, and repeated here.
+        first = step + 1 if step and validated else step
+        repeated = _scalars_at(folder, step, _stays(step, validated)) if first == step > 0 else []
+        now, head = time.time(), io.BytesIO()
+        start = SessionLog(status=SessionLog.START)
+        version = Event(wall_time=now, file_version="brain.Event:2")
+        for event in (version, Event(wall_time=now, step=first, session_log=start), *repeated):
+            RecordWriter(head).write(event.SerializeToString())
         super().__init__(path, path.open("xb", buffering=0))
         self._event_type, self._summary = Event, summary
         self._records = RecordWriter(self)
-        self._add(Event(file_version="brain.Event:2"))
-        # TensorBoard hides what earlier files hold from the step of a START on. The checkpoint's own step was logged
-        # before the checkpoint was written, and is not logged again.
-        first = step + 1 if step else 0
-        self._add(Event(step=first, session_log=SessionLog(status=SessionLog.START)))
+        self._append(head.getvalue())  # at once, so that a killed process hides nothing that it does not repeat
+        self.flush()
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """See ``Logger``."""
@@ -258,6 +274,61 @@ class TensorBoardLogger(_FileLogger):
     def _add(self, event: Event) -> None:
         event.wall_time = time.time()
         self._records.write(event.SerializeToString())
+
+
+def _scalars_at(folder: Path, step: int, stays: Callable[[int, str], bool]) -> list[Event]:
+    """What the event files of a folder show at a step, of curves that stay; each with the time of its logging."""
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    found: list[Event] = []
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        for event in _events(path, step):
+            if event.session_log.status == SessionLog.START:
+                found.clear()
+            values = [v for v in event.summary.value if v.HasField("simple_value") and stays(step, v.tag)]
+            if values:
+                found.append(Event(wall_time=event.wall_time, step=step, summary=Summary(value=values)))
+    return found
+
+
+def _events(path: Path, step: int) -> Iterator[Event]:
+    """The scalars of a step in an event file, and each START that hides them, up to the first damage.
+
+    Not by TensorBoard's own reader, which takes a third of a second for the checksum of each MB of pictures.
+    """
+    from google.protobuf.message import DecodeError
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    from torch.utils.tensorboard import RecordWriter
+
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        while len(head := file.read(12)) == 12:  # length of the event and a checksum of that
+            length, _ = struct.unpack("<QI", head)
+            if length + 4 > size - file.tell():
+                return
+            record = head + file.read(length + 4)  # the event and its checksum
+            try:
+                event = Event.FromString(record[12:-4])
+            except DecodeError:
+                return
+            hides = event.session_log.status == SessionLog.START and event.step <= step
+            if hides or (event.step == step and any(v.HasField("simple_value") for v in event.summary.value)):
+                checked = io.BytesIO()
+                RecordWriter(checked).write(record[12:-4])
+                if checked.getvalue() != record:
+                    return
+                yield event
+
+
+def _set_aside(folder: Path) -> None:
+    """Give the event files of another run names that TensorBoard does not read.
+
+    A START alone would not do: TensorBoard's fast reader takes no notice of it, and shows what it has below the
+    steps to come.
+    """
+    for path in folder.glob("events.out.tfevents.*"):
+        path.rename(path.with_name(path.name.replace("tfevents", "replaced")))
 
 
 def _event_file(folder: Path) -> str:

@@ -61,7 +61,8 @@ class Record:
     - ``world_size``, ``precision``, ``seed``, ``first_step``, ``resumed_from``, ``images_per_step``.
     - ``step`` that was reached; ``seconds`` since the start, validations and checkpoints included;
       ``images_per_second``: ``images_per_step`` times the part's steps over these seconds; ``peak_memory_gb``: see
-      ``icda.training.diagnostics.peak_memory``.
+      ``icda.training.diagnostics.peak_memory``; ``skipped``: steps that the run left out so far, since their loss
+      or gradient was not finite, those of earlier parts included.
     - ``outcome``: how it ended, such as ``finished``, ``stopped by SIGTERM`` or ``failed: ...``.
 
     Nothing of the environment is written.
@@ -86,6 +87,7 @@ class Record:
         step: int,
         images_per_step: int,
         resumed_from: Path | None = None,
+        skipped: int = 0,
     ) -> None:
         """Add a part and write the file.
 
@@ -99,6 +101,7 @@ class Record:
                 source and target, or source alone. A pair (S and its twin E, T and its reference R) counts as one
                 image, as in the literature.
             resumed_from: The checkpoint that the run goes on from, or None.
+            skipped: Steps that earlier parts of the run left out.
 
         Raises:
             OSError: If the file can be neither read nor written.
@@ -116,36 +119,39 @@ class Record:
                 "resumed_from": None if resumed_from is None else str(resumed_from),
                 "images_per_step": images_per_step,
                 **self._figures(step, step, images_per_step),
+                "skipped": skipped,
                 "ended": None,
                 "outcome": None,
             }
         )
         self._write()
 
-    def update(self, step: int) -> None:
+    def update(self, step: int, skipped: int = 0) -> None:
         """Bring the part's figures up to date, as with each checkpoint.
 
         A file that cannot be written is a warning: the record is not worth a run.
 
         Args:
             step: Steps done.
+            skipped: Steps left out in the whole run so far.
         """
         part = self._part
-        part.update(self._figures(step, part["first_step"], part["images_per_step"]))
+        part.update(self._figures(step, part["first_step"], part["images_per_step"]), skipped=skipped)
         try:
             self._write()
         except OSError as error:
             log.warning("%s cannot be written: %s; the training goes on without it", self.path, error.strerror)
 
-    def end(self, outcome: str, step: int) -> None:
+    def end(self, outcome: str, step: int, skipped: int = 0) -> None:
         """Note how the part ended; a file that cannot be written is a warning, as in ``update``.
 
         Args:
             outcome: ``finished``, ``stopped by SIGTERM``, or what ``failed`` makes of an error.
             step: Steps done.
+            skipped: Steps left out in the whole run.
         """
         self._part.update(ended=_now(), outcome=outcome)
-        self.update(step)
+        self.update(step, skipped)
 
     @property
     def _part(self) -> dict[str, Any]:

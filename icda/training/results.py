@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from icda.report import percent, table
+from icda.training.durable import append_whole, naming, remove_leftovers, write_whole
 from icda.training.same_run import check_same_run
 
 log = logging.getLogger(__name__)
@@ -30,24 +34,38 @@ class Results:
         self.folder = folder
         self.val = val
 
-    def begin(self, step: int, earlier: Path | None) -> None:
+    def begin(self, step: int, earlier: Path | None, validated: bool = True) -> None:
         """Keep what was recorded up to a step and drop what was after it.
+
+        Temporary files that killed processes left in the folder go as well.
 
         Args:
             step: Step at which the run goes on; 0 drops everything.
             earlier: Folder of the run that is gone on with, or None.
+            validated: Whether the checkpoint holds the scores of its own step. Where it does not, their validation
+                was cut off and will be made up for, so that a line of this step is dropped as well.
+
+        Raises:
+            OSError: If ``metrics.jsonl`` cannot be written; all files are as they were.
         """
+        last = step if validated else step - 1
         lines = [] if earlier is None else _lines(earlier / "metrics.jsonl")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        kept = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= last).encode()
+        remove_leftovers(self.folder)
+        write_whole(self.folder / "metrics.jsonl", lambda file: file.write(kept))
         (self.folder / "summary.json").unlink(missing_ok=True)
-        kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
-        (self.folder / "metrics.jsonl").write_text("".join(kept))
 
     def validation(self, step: int, seconds: float, result: dict[str, Any]) -> None:
-        """Add a validation's scores."""
-        line = {"step": step, "seconds": round(seconds, 3), **result}
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        """Add a validation's scores, all or nothing, and see to it that they are on the disk.
+
+        Raises:
+            OSError: If they cannot be written.
+        """
+        line = json.dumps({"step": step, "seconds": round(seconds, 3), **result}) + "\n"
+        path = self.folder / "metrics.jsonl"
+        with naming(path), path.open("ab", buffering=0) as file:
+            append_whole(file, line.encode())
+            os.fsync(file.fileno())
 
     def picture(self, name: str, step: int, sheet: np.ndarray) -> None:
         """Write a contact sheet, RGB (H, W, 3) uint8."""
@@ -57,7 +75,13 @@ class Results:
         path.write_bytes(encoded.tobytes())  # unlike cv2.imwrite it says when the disk is full
 
     def finish(
-        self, cfg: DictConfig, step: int, seconds: float, best_miou: float, result: dict[str, Any]
+        self,
+        cfg: DictConfig,
+        step: int,
+        seconds: float,
+        best_miou: float,
+        result: dict[str, Any],
+        skipped: int = 0,
     ) -> dict[str, Any]:
         """Write ``summary.json``, print the table and what to type next.
 
@@ -67,29 +91,43 @@ class Results:
             seconds: Of the whole run.
             best_miou: 0..1.
             result: The last validation's scores (``icda.report.scores``).
+            skipped: Steps that were left out, since their loss or gradient was not finite.
 
         Returns:
             What the file holds.
+
+        Raises:
+            OSError: If it cannot be written.
         """
         summary = {
             "best_miou": best_miou,
             "last_miou": result.get("miou"),
             "steps": step,
+            "skipped": skipped,
             "seconds": round(seconds, 3),
             "iou": result.get("iou"),
             "val": self.val,
             "config": OmegaConf.to_container(cfg, resolve=False),
+            "choices": _choices(),
         }
-        temporary = self.folder / ".summary.json.tmp"
-        temporary.write_text(json.dumps(summary, indent=2) + "\n")
-        temporary.replace(self.folder / "summary.json")  # a run with a summary is a finished one
+        content = (json.dumps(summary, indent=2) + "\n").encode()
+        write_whole(self.folder / "summary.json", lambda file: file.write(content))  # its run is a finished one
         log.info("\n%s\n", table(result))
         best = self.folder / "checkpoints" / "best.pt"
         log.info("best mIoU %s after %d steps, %.0f s", percent(best_miou), step, seconds)
+        if skipped:
+            reason = "since their loss or gradient was not finite; see not_finite/"
+            log.warning("left out %d of the %d steps, %s", skipped, step, reason)
         log.info("run folder: %s", self.folder)
         log.info("next: python scripts/eval.py ckpt=%s save_predictions=true", shlex.quote(str(best)))
         log.info("      tensorboard --logdir %s", shlex.quote(str(self.folder)))
         return summary
+
+
+def _choices() -> dict[str, str]:
+    """The files that were chosen of the configuration's groups, as far as Hydra has composed it."""
+    chosen = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    return {group: chosen[group] for group in ("dataset", "model", "loss", "schedule", "cem") if group in chosen}
 
 
 def finished(folder: Path, cfg: DictConfig, max_steps: int) -> dict[str, Any] | None:
@@ -105,22 +143,31 @@ def finished(folder: Path, cfg: DictConfig, max_steps: int) -> dict[str, Any] | 
     """
     try:
         summary = json.loads((folder / "summary.json").read_text())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
-    if not isinstance(summary, dict) or summary.get("steps") != max_steps or "config" not in summary:
+    if not _is_summary(summary) or summary["steps"] != max_steps:
         return None
-    check_same_run(summary["config"], cfg, f"the finished run in {folder}", strict=True)
+    check_same_run(summary["config"], cfg, f"the finished run in {folder}", strict=True, finished=True)
     return summary
 
 
+def _is_summary(value: object) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and type(value.get("steps")) is int
+        and type(value.get("last_miou", "")) in (int, float, type(None))
+        and isinstance(value.get("config"), Mapping)
+    )
+
+
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The validations in a ``metrics.jsonl``; a last line that was cut short when the run was killed is left out."""
+    """The validations in a ``metrics.jsonl``; lines that are damaged, or were cut short by a kill, are left out."""
     found = []
-    for text in path.read_text().splitlines() if path.exists() else ():
+    for content in path.read_bytes().split(b"\n") if path.exists() else ():
         try:
-            line = json.loads(text)
-        except ValueError:
+            line = json.loads(content.decode())
+        except (ValueError, RecursionError):
             continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
+        if isinstance(line, dict) and type(line.get("step")) is int:
             found.append(line)
     return found

@@ -128,7 +128,8 @@ def saved(tmp_path) -> tuple[bytes, dict]:
     return path.read_bytes(), checkpoint.read_file(path)
 
 
-TRAINING = {"frozen": None, "pca": None, "optimizer": {}, "best_miou": 0.25, "seconds": 3.0}
+OPTIMIZER = {"state": {0: {"step": 3}}, "param_groups": [{"lr": 0.1}]}
+TRAINING = {"frozen": None, "pca": None, "optimizer": OPTIMIZER, "best_miou": 0.25, "seconds": 3.0}
 
 
 def test_a_file_that_was_cut_is_damaged(tmp_path, saved):
@@ -247,8 +248,27 @@ def test_other_files(tmp_path):
             "1 of the teacher's weights hold NaN or infinity.* x;",
         ),
         ({"training": {}}, "its state of the run lacks something"),
-        ({"training": {**TRAINING, "scaler": 3.0}}, "its loss scaler or its count of skipped steps"),
-        ({"training": {**TRAINING, "skipped": -1}}, "its loss scaler or its count of skipped steps"),
+        *(
+            ({"training": {**TRAINING, name: value}}, f"the {name} of its run is not as icda writes it; expected one")
+            for name, values in {
+                "scaler": (3.0,),
+                "skipped": (-1, True),
+                "best_miou": ("0.5", None, torch.zeros(1), float("nan"), True),
+                "seconds": ("3 s", None, float("inf"), [1.0]),
+                "optimizer": (
+                    None,
+                    {},
+                    {"state": {}},
+                    {"param_groups": []},
+                    {"state": [], "param_groups": []},
+                    {"state": {}, "param_groups": {}},
+                    {"state": {}, "param_groups": [3]},
+                ),
+                "pca": (3, [], {"prototypes": 3}, {0: torch.zeros(1)}),
+                "frozen": ("x", {"w": None}),
+            }.items()
+            for value in values
+        ),
     ],
 )
 def test_entries_of_another_kind_are_told_in_a_line(tmp_path, change, message):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from icda.models import PCA
+from icda.models import PCA, build_model
 from icda.training.diagnostics import gradient_norms, memory_scalars, peak_memory, prototype_distances
 
 CPU = torch.device("cpu")
@@ -43,6 +43,32 @@ def test_norms_of_random_gradients_and_of_none():
         values = np.concatenate([p.grad.numpy().ravel() for p in part.parameters()]).astype(np.float64)
         assert found.pop(name) == pytest.approx(np.sqrt((values**2).sum()), rel=1e-6)
     assert found == {}
+
+
+def test_each_gradient_is_read_once(monkeypatch):
+    student, seen = Student(), []
+    for p in student.parameters():
+        p.grad = torch.ones_like(p)
+    norm = nn.utils.get_total_norm
+    monkeypatch.setattr(nn.utils, "get_total_norm", lambda tensors: seen.extend(map(id, tensors)) or norm(tensors))
+    gradient_norms(student)
+    assert sorted(seen) == sorted(id(p.grad) for p in student.parameters())
+
+
+def test_the_total_is_that_of_clipping_and_does_not_overflow():
+    student = Student()
+    for scale in (1.0, 1e-15, 1e18):
+        generator = torch.Generator().manual_seed(0)
+        for p in student.parameters():
+            p.grad = torch.randn(p.shape, generator=generator) * scale
+        expected = nn.utils.clip_grad_norm_(student.parameters(), torch.inf).item()
+        assert gradient_norms(student)["total"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_parts_of_a_student_hold_each_parameter_once():
+    student = build_model("mit_b0", 3, weights="none", with_dar=True)
+    held = [id(p) for part in student.children() for p in part.parameters()]
+    assert sorted(held) == sorted(map(id, student.parameters()))
 
 
 def test_a_gradient_that_is_not_finite_shows():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from icda.training import durable
-from icda.training.durable import remove_leftovers, temporary_name, write_whole
+from icda.training.durable import append_whole, naming, remove_leftovers, temporary_name, write_whole
 
 
 @pytest.fixture
@@ -72,6 +73,43 @@ def test_a_system_that_cannot_flush_a_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "open", refuse)
     durable.write_whole(tmp_path / "x.bin", lambda file: file.write(b"new"))
     assert (tmp_path / "x.bin").read_bytes() == b"new"
+
+
+class Small(io.FileIO):
+    """A file on a disk with room for so many bytes, which takes two at a time."""
+
+    room = 0
+
+    def write(self, data: bytes) -> int:
+        taken = min(2, len(data), self.room)
+        if not taken:
+            raise OSError(28, "No space left on device")
+        self.room -= taken
+        return super().write(data[:taken])
+
+
+@pytest.mark.parametrize("mode", ["a", "r+"])
+def test_a_piece_is_added_whole_or_not_at_all(tmp_path, mode):
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"old")
+    with Small(path, mode) as file:
+        for room in range(6):
+            file.room = room
+            with pytest.raises(OSError, match="No space"):
+                append_whole(file, b"pieces")
+            assert path.read_bytes() == b"old"
+        file.room = 6
+        append_whole(file, b"pieces")
+    assert path.read_bytes() == b"oldpieces"
+
+
+def test_an_error_is_about_a_file(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, naming(tmp_path):
+        raise OSError(2, "No such file or directory")
+    assert caught.value.filename == str(tmp_path)
+    with pytest.raises(OSError, match="unsupported") as caught, naming(tmp_path):
+        raise io.UnsupportedOperation("unsupported")
+    assert caught.value.filename == str(tmp_path)
 
 
 def test_what_killed_processes_left_goes(tmp_path, dead_pid, monkeypatch):

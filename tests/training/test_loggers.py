@@ -30,7 +30,8 @@ def read(kind: str, folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Steps and values of every curve."""
     if kind == "tensorboard":
         board = events(folder)
-        return {name: [(e.step, e.value) for e in board.Scalars(name)] for name in board.Tags()["scalars"]}
+        found = {name: [(e.step, e.value) for e in board.Scalars(name)] for name in board.Tags()["scalars"]}
+        return {name: values for name, values in found.items() if values}  # a name outlasts its hidden values
     curves: dict[str, list[tuple[int, float]]] = {}
     with (folder / "scalars.csv").open(newline="") as file:
         for row in csv.DictReader(file):
@@ -61,6 +62,76 @@ def test_a_run_stopped_at_7_and_resumed_at_5_shows_each_step_once(kind, tmp_path
     assert curves["train/source"] == expected
     assert curves["lr/head"] == [(s, 0.5) for s in range(1, 11)]
     assert curves["val/miou"] == [(5, 1.0), (10, 3.0)]
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_a_validation_that_was_cut_off_shows_once_when_it_is_made_up_for(kind, tmp_path, scored):
+    """With the scores of step 5 logged, but not in its checkpoint; and with not even these."""
+    log_part(kind, tmp_path, 0, 4, 1.0)
+    with open_logger(kind, tmp_path, 4) as logger:
+        logger.scalars({"train/source": 1 + 5 / 64, "lr/head": 0.5}, 5)
+        if scored:
+            logger.scalars({"val/miou": 1.0, "val_iou/road": 1.0}, 5)
+            logger.image("train", np.zeros((2, 2, 3), np.uint8), 5)
+        logger.scalars({"train/source": 1.5, "val/miou": 1.5}, 6)
+    for value in (2.0, 3.0):  # the first part is killed before a checkpoint holds the scores
+        with open_logger(kind, tmp_path, 5, validated=False) as logger:
+            shown = read(kind, tmp_path)
+            assert shown.keys() == {"train/source", "lr/head"} and [s for s, _ in shown["lr/head"]] == [1, 2, 3, 4, 5]
+            logger.scalars({"val/miou": value}, 5)
+            logger.image("train", np.full((2, 2, 3), int(value), np.uint8), 5)
+    log_part(kind, tmp_path, 5, 7, 4.0)
+    curves = read(kind, tmp_path)
+    assert curves["val/miou"] == [(5, 3.0)] and "val_iou/road" not in curves
+    assert curves["train/source"] == [(s, (1.0 if s <= 5 else 4.0) + s / 64) for s in range(1, 8)]
+    assert curves["lr/head"] == [(s, 0.5) for s in range(1, 8)]
+    if kind == "tensorboard":
+        (event,) = events(tmp_path).Images("train")
+        assert event.step == 5 and np.asarray(Image.open(io.BytesIO(event.encoded_image_string))).max() == 3
+
+
+def test_repeated_scalars_keep_their_time(tmp_path):
+    log_part("tensorboard", tmp_path, 0, 5, 1.0)
+    before = [e.wall_time for e in events(tmp_path).Scalars("train/source")]
+    open_logger("tensorboard", tmp_path, 5, validated=False).close()
+    assert [e.wall_time for e in events(tmp_path).Scalars("train/source")] == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "zeros", "length"])
+def test_damaged_event_files_cost_what_follows_the_damage(tmp_path, damage):
+    log_part("tensorboard", tmp_path, 0, 4, 1.0)
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    whole = file.stat().st_size
+    with open_logger("tensorboard", tmp_path, 4) as logger:
+        logger.scalars({"train/source": 5.0}, 5)
+    content = file.read_bytes()
+    torn = {
+        "cut": content[:-3],
+        "flipped": content[:-6] + bytes([content[-6] ^ 1]) + content[-5:],
+        "zeros": content + bytes(40),
+        "length": content + b"\xff" * 40,
+    }[damage]
+    assert len(content) == whole
+    file.write_bytes(torn)
+    open_logger("tensorboard", tmp_path, 5, validated=False).close()
+    steps = [step for step, _ in read("tensorboard", tmp_path)["lr/head"]]
+    assert steps == ([1, 2, 3, 4] if damage in ("zeros", "length") else [1, 2, 3])
+    assert read("tensorboard", tmp_path)["train/source"][-1] == (5, 5.0)
+    open_logger("tensorboard", tmp_path, 4, validated=False).close()
+    assert [step for step, _ in read("tensorboard", tmp_path)["train/source"]] == steps
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_the_curves_of_another_run_are_dropped(kind, tmp_path, validated):
+    log_part(kind, tmp_path, 0, 7, 1.0)
+    with open_logger(kind, tmp_path, 5, validated, own=False) as logger:
+        logger.scalars({"train/mix": 2.0}, 6)
+    assert read(kind, tmp_path) == {"train/mix": [(6, 2.0)]}
+    log_part(kind, tmp_path, 6, 7, 3.0)
+    assert read(kind, tmp_path)["train/mix"] == [(6, 2.0)]
+    if kind == "tensorboard":  # kept, but not where any reader of event files would look
+        (old,) = (p for p in (tmp_path / "tensorboard").iterdir() if "tfevents" not in p.name)
+        assert old.stat().st_size > 500
 
 
 def test_a_run_that_starts_anew_shows_nothing_of_the_one_before(kind, tmp_path):
@@ -126,6 +197,38 @@ def test_zeros_and_an_unclosed_quote_in_the_csv_file_cost_only_their_lines(tmp_p
     with open_logger("csv", tmp_path, 4):
         pass
     assert path.read_text() == "step,name,value\n1,a,1.0\n3,a,3.0\n"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b'2,"b,2.0\n',
+        b'2,b,"2.0\n',
+        b'2,b"c,2.0\n',
+        b"2,b\xff,2.0\n",
+        b"2,b," + b"1" * 200_000 + b"\n",
+        b"2," + b"b" * 200_000 + b",2.0\n",
+        b"9" * 5000 + b",b,2.0\n",
+        b"2,b,two\nx,b,2.0\n2,b,2.0,2.0\n2,b\n\n\r\n",
+        b"2,b\r2,2.0\n",
+    ],
+)
+def test_a_damaged_line_of_the_csv_file_costs_only_itself(tmp_path, damage):
+    path, good = tmp_path / "scalars.csv", (b"1,a,1.0\n", b'3,"val_iou/a ""b"", c",0.5\n', b"3,a,nan\n")
+    path.write_bytes(b"step,name,value\n" + damage.join((b"", *good, b"")) + b"4,a,4")
+    for _ in range(2):
+        with open_logger("csv", tmp_path, 4):
+            pass
+        assert path.read_bytes() == b"step,name,value\n" + b"".join(good)
+
+
+@pytest.mark.parametrize("header", [b'step,"name,value\n', b"x" * 200_000 + b"\n", b"\xff\xfe\n", b"epoch,loss"])
+def test_a_damaged_head_of_the_csv_file_is_told_in_a_line(tmp_path, header):
+    (tmp_path / "scalars.csv").write_bytes(header)
+    with pytest.raises(UserError, match="expected step, name, value") as caught:
+        open_logger("csv", tmp_path, 3)
+    assert len(str(caught.value)) < 300 + len(str(tmp_path)) and "\n" not in str(caught.value)
+    assert (tmp_path / "scalars.csv").read_bytes() == header
 
 
 @pytest.mark.parametrize("step", [0, 3])

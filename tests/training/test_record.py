@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def test_a_part_that_has_begun_says_where_and_with_what(tmp_path, monkeypatch):
     assert part["cpu"]["model"]
     assert (part["world_size"], part["precision"], part["seed"]) == (1, "fp32", 3)
     assert part["first_step"] == part["step"] == 7 and part["resumed_from"] == "runs/x/checkpoints/last.pt"
-    assert part["ended"] is None and part["outcome"] is None
+    assert part["ended"] is None and part["outcome"] is None and part["skipped"] == 0
     assert "hunter2-secret" not in record.path.read_text()
 
 
@@ -71,6 +72,16 @@ def test_speed_seconds_and_memory(tmp_path, monkeypatch):
     (part,) = parts(record.path)
     assert (part["step"], part["seconds"], part["images_per_second"]) == (16, 20.0, 6 * 4 / 20)
     assert part["outcome"] == "stopped by SIGTERM" and datetime.fromisoformat(part["ended"])
+
+
+def test_steps_that_were_left_out(tmp_path):
+    record = Record(tmp_path / "record.json")
+    record.start(**START, skipped=1)
+    assert parts(record.path)[0]["skipped"] == 1
+    record.update(5, 2)
+    assert parts(record.path)[0]["skipped"] == 2
+    record.end("finished", 9, skipped=3)
+    assert (parts(record.path)[0]["skipped"], parts(record.path)[0]["step"]) == (3, 9)
 
 
 def test_a_resumed_run_appends_and_a_killed_part_has_no_end(tmp_path):
@@ -200,10 +211,18 @@ def test_git_missing(tmp_path, monkeypatch):
 def test_git_that_hangs_or_breaks(tmp_path, monkeypatch):
     script = tmp_path / "git"
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(module, "_GIT_SECONDS", 0.3)
-    for content in ("exec sleep 60", "cat; exit 3", "kill -9 $$"):
+    for content, seconds in (("exec sleep 60", 0.3), ("cat; exit 3", 30), ("kill -9 $$", 30)):
+        monkeypatch.setattr(module, "_GIT_SECONDS", seconds)
         script.write_text(f"#!/bin/sh\n{content}\n")
         script.chmod(0o755)
-        assert git_facts(tmp_path) is None
+        started = time.monotonic()
+        assert git_facts(tmp_path) is None and time.monotonic() - started < 20
     script.write_text('#!/bin/sh\ncase "$*" in *status*) exec sleep 60;; *) echo abc;; esac\n')
+    ask = module._git
+
+    def ask_within(folder: Path, *arguments: str) -> str | None:
+        monkeypatch.setattr(module, "_GIT_SECONDS", 0.3 if "status" in arguments else 30)  # short where it hangs
+        return ask(folder, *arguments)
+
+    monkeypatch.setattr(module, "_git", ask_within)
     assert git_facts(tmp_path) == {"commit": "abc", "clean": None}
