@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import logging
 import os
 import re
 import sys
@@ -55,14 +56,18 @@ def run(name: str, main: Callable[[DictConfig, Path], object], conf: Path, objec
         return result.get(objective) if isinstance(result, Mapping) and objective is not None else None
 
     try:
-        with _writes_of_the_main_process_alone():
+        with _writes_of_the_main_process_alone(), _quiet_log():
             hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(job)()
     except MISTAKES as error:
         failed.append(_fail(explain(error, name, conf)))
     except KeyboardInterrupt:
         return _fail("stopped by Ctrl-C", 130)
-    except ValueError as error:  # Optuna's, where all trials failed; why has been told
-        if not failed or str(error) != "No trials are completed yet.":
+    except ValueError as error:
+        if isinstance(error.__cause__, OSError):  # the log's file cannot be written
+            return _fail(explain(error.__cause__, name, conf))
+        if str(error).startswith("Only one of --run"):  # flags of Hydra's
+            return _fail(str(error))
+        if not failed or str(error) != "No trials are completed yet.":  # Optuna's; why they failed has been told
             raise
     return max(failed, default=0)
 
@@ -83,6 +88,17 @@ def _writes_of_the_main_process_alone() -> Iterator[None]:
             yield
         finally:
             sys.argv = given
+
+
+@contextlib.contextmanager
+def _quiet_log() -> Iterator[None]:
+    """Let a log that cannot be written, as on a full disk, be no reason for a traceback a line."""
+    before = logging.raiseExceptions
+    logging.raiseExceptions = False
+    try:
+        yield
+    finally:
+        logging.raiseExceptions = before
 
 
 def _rank() -> int:

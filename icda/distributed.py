@@ -5,6 +5,7 @@ The state is that of ``torch.distributed``'s default group: where there is none,
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -93,6 +94,24 @@ def from_main(value: Any) -> Any:
     return values[0]
 
 
+def check_same(value: Any, what: str) -> None:
+    """See to it that all processes have the same value; all must call it.
+
+    Args:
+        value: Can be pickled and compared.
+        what: What it is, for the message.
+
+    Raises:
+        UserError: On all of them, if they have not.
+    """
+    first = from_main(value)
+    if any_over_ranks([value != first], torch.device("cpu"))[0]:
+        raise UserError(
+            f"the processes of this run do not agree on {what}: the first has {first}, process {rank()} has {value}; "
+            "all machines must see the same files and get the same command"
+        )
+
+
 def wait_for_all() -> None:
     """Return once every process has come here."""
     if world_size() > 1:
@@ -107,6 +126,18 @@ def main_first() -> Iterator[None]:
     yield
     if is_main():
         wait_for_all()
+
+
+@contextmanager
+def main_alone_logs(logger: logging.Logger) -> Iterator[None]:
+    """Let the main process alone log what is no error."""
+    level = logger.level
+    if not is_main():
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def launched() -> bool:
@@ -217,7 +248,8 @@ def _own_gpu(device: torch.device) -> torch.device:
     module = torch.get_device_module(device)
     found, index = module.device_count(), device.index
     if index is None:
-        index = 0 if found == 1 else local_rank()  # a cluster may show each process its own GPU alone
+        # A cluster may show each process its own GPU alone; torchrun's processes all see the same.
+        index = 0 if found == 1 and "TORCHELASTIC_RUN_ID" not in os.environ else local_rank()
     if index >= found:
         raise UserError(
             f"process {local_rank()} of this machine has no GPU of its own: there are {found}; start as many "

@@ -9,12 +9,13 @@ import torch
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from icda.config import TrainConfig
+from icda.config import ScheduleConfig, TrainConfig
 from icda.data.classes import ClassSet
 from icda.data.setup import OpenDatasets
 from icda.distributed import world_size
 from icda.errors import UserError
 from icda.training import checkpoint
+from icda.training.checkpoint_folder import CheckpointFolder
 from icda.training.start import Start, read_newest, read_start
 from icda.training.step import TrainStep
 from icda.training.sync_batch_norm import synchronise
@@ -37,9 +38,23 @@ def find_start(config: TrainConfig, checkpoints: Path) -> Start | None:
     if config.resume == AUTO:
         if checkpoint.resumable(checkpoints):
             return read_newest(checkpoints)
+        if (checkpoints.parent / "summary.json").exists():
+            raise UserError(
+                f"{checkpoints.parent} holds a finished run, but no {checkpoints / checkpoint.LAST} to go on with; "
+                "give another folder with hydra.run.dir=, or remove its summary.json to train it anew"
+            )
+        if (checkpoints / checkpoint.BEST).exists():
+            log.warning(
+                "%s holds no %s: the run starts at step 0, and its files are replaced", checkpoints, checkpoint.LAST
+            )
         log.info("resume=auto: there is no checkpoint in %s yet, so the run starts at step 0", checkpoints)
     elif config.resume is not None:
         path = Path(config.resume).expanduser()
+        if not path.exists():
+            raise UserError(
+                f"resume={config.resume}: there is no such file or folder; give a run's folder, its "
+                "checkpoints/last.pt, or auto"
+            )
         whole_run = path.is_dir() or path.name == checkpoint.LAST
         return read_newest(path) if whole_run else read_start(checkpoint.find(path, last=True), resumes=True)
     if config.init is not None:
@@ -133,9 +148,39 @@ def restore(start: Start, method: TrainStep, optimizer: Optimizer, scaler: GradS
             group.update(base_lr=base_lr, weight_decay=decay)
         if training["scaler"] and scaler.is_enabled():
             scaler.load_state_dict(training["scaler"])
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{start.setting} does not fit this configuration: {reason}; give the run's own") from error
+
+
+def open_checkpoints(folder: Path, keep: int, start: Start | None, step: int) -> CheckpointFolder:
+    """The folder of a run's checkpoints, which knows those that are the run's own.
+
+    Args:
+        folder: The run's folder.
+        keep: Checkpoints that stay.
+        start: Where the run starts.
+        step: Steps done.
+    """
+    checkpoints, own = folder / "checkpoints", None
+    if start is not None and start.resumes and start.path.resolve().parent == checkpoints.resolve():
+        own = step
+    is_last = own is not None and start.path.name == checkpoint.LAST
+    return CheckpointFolder(checkpoints, keep, last_step=own if is_last else None, start_step=own)
+
+
+def warn_of_another_batch(start: Start, schedule: ScheduleConfig) -> None:
+    """Say if a run that goes on sees more or fewer pairs a step than before, as with another number of processes."""
+    before = start.config["schedule"]
+    then = before["batch_size"] * before.get("accumulate", 1) * start.training.get("world_size", 1)
+    now = schedule.batch_size * schedule.accumulate * world_size()
+    if then != now:
+        log.warning(
+            "a step now sees %d pairs a domain in place of %d: the samples do not follow on where they ended, and "
+            "the learning rate is as it was",
+            now,
+            then,
+        )
 
 
 def announce(

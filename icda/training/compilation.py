@@ -47,6 +47,9 @@ def compile_parts(method: TrainStep) -> None:
         encoders.append(method.teacher.model.encoder)
     if method.frozen is not None:
         encoders.append(method.frozen)
+    # Inside DDP's forward, graphs would be cut at DDP's buckets, which earlier versions of PyTorch refuse for blocks
+    # that are recomputed. It would gain little: the gradients of all branches but the last are not overlapped.
+    torch._dynamo.config.optimize_ddp = False
     for encoder in encoders:
         encoder.compile(dynamic=False)
 

@@ -81,21 +81,25 @@ class Engine:
             The terms, averaged over the passes; empty if the step was skipped.
 
         Raises:
+            StopIteration: If the batches end, as they do after a signal; nothing has changed.
             UserError: If a term or the gradient is not finite, and as many steps as may be were skipped before.
         """
         schedule, student, scaler = self.schedule, self.method.student, self.precision.scaler
         set_lr(self.optimizer, lr_factor(step, schedule.max_steps, schedule.warmup_steps))
-        undo = snapshot(self.method) if self.guard.max_skipped else None
+        # All before the first pass, so that where they end, or a pass is broken, the run stands between two steps.
+        ours = [Batch(**next(batches)) for _ in range(schedule.accumulate)]
+        undo = snapshot(self.method, self.method.teacher) if self.guard.max_skipped else None
         terms: dict[str, Tensor] = {}
-        for number in range(schedule.accumulate):
-            batch = Batch(**next(batches)).to(self.device)
+        for number, batch in enumerate(batch.to(self.device) for batch in ours):
             draws, new = self._pass(batch, step, number)
             if broken := self.guard.check(new):
                 return self._skip(step, batch, draws, new, broken, undo)
             terms = {name: terms.get(name, 0) + value / schedule.accumulate for name, value in new.items()}
         scaler.unscale_(self.optimizer)
         self.norms = gradient_norms(student)
-        if not math.isfinite(self.norms["total"]) and not scaler.is_enabled():  # fp16 finds its loss scale so
+        # With fp16 a gradient that overflows is how the loss scale is found; below 1 it is not the scale.
+        searches = scaler.is_enabled() and scaler.get_scale() > 1
+        if not math.isfinite(self.norms["total"]) and not searches:
             return self._skip(step, batch, draws, terms, ["gradient"], undo)
         if schedule.clip_grad_norm is not None:
             clip_grad_norm_(student.parameters(), schedule.clip_grad_norm)
@@ -144,6 +148,8 @@ class Engine:
         path = guard.hold(
             batch, draws, terms, broken, step, distributed.rank(), student.mean, student.std, self.method.classes
         )
+        if distributed.world_size() > 1:  # the terms are those of all; any process's batch may be the cause
+            path = None
         if guard.exceeded:
             raise UserError(guard.text(broken, step, path))
         log.warning("%s", guard.text(broken, step, path))

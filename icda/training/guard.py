@@ -70,15 +70,16 @@ class Guard:
         """Count a step that is skipped."""
         self.skipped += 1
 
-    def text(self, names: Sequence[str], step: int, path: Path) -> str:
+    def text(self, names: Sequence[str], step: int, path: Path | None) -> str:
         """What to tell of a step that was skipped or, where ``exceeded``, ends the run.
 
         Args:
             names: The terms.
             step: Training step, from 0.
-            path: Where ``hold`` put the batch.
+            path: Where ``hold`` put the batch; None with several processes, of which any may be the cause.
         """
-        what, where = f"the loss {', '.join(names)} is not finite", f"its batch lies in {path}"
+        what = f"the loss {', '.join(names)} is not finite"
+        where = f"its batch lies in {path}" if path else f"each process's batch lies in {self.folder}"
         if not self.exceeded:
             return (
                 f"step {step}: {what}; the step is skipped, {self.skipped} of at most max_skipped="
@@ -141,23 +142,29 @@ class Guard:
         return path
 
 
-def snapshot(module: nn.Module) -> Callable[[], None]:
-    """Keep all buffers of a module: running statistics of batch norm, prototypes.
+def snapshot(module: nn.Module, average: nn.Module | None = None) -> Callable[[], None]:
+    """Keep what a step changes beside the parameters that the optimiser steps.
 
     Args:
-        module: The module, such as the ``TrainStep`` of a run, before a step.
+        module: All its buffers are kept: running statistics of batch norm, prototypes. Such as the ``TrainStep`` of a
+            run, before a step.
+        average: All its parameters are kept: the mean teacher. None where there is none.
 
     Returns:
-        A function that puts the buffers back, bit for bit, as often as it is called.
+        A function that puts them back, bit for bit, as often as it is called.
     """
-    kept = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+    parameters = [] if average is None else list(average.parameters())
+    kept = [p.detach().clone() for p in parameters]
+    buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
 
     @torch.no_grad()
     def restore() -> None:
         current = dict(module.named_buffers())
-        assert current.keys() == kept.keys(), sorted(current.keys() ^ kept.keys())
+        assert current.keys() == buffers.keys(), sorted(current.keys() ^ buffers.keys())
         for name, buffer in current.items():
-            buffer.copy_(kept[name])
+            buffer.copy_(buffers[name])
+        for parameter, value in zip(parameters, kept, strict=True):
+            parameter.copy_(value)
 
     return restore
 

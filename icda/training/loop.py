@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,25 +12,33 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from icda import distributed
 from icda.config import TrainConfig, validate
 from icda.data.loader import batches, training_order
 from icda.data.overlap import merged_frames
+from icda.data.processes import Bar
 from icda.data.setup import OpenDatasets, open_datasets, training_stream
 from icda.device import pick_device
 from icda.errors import UserError
 from icda.evaluation import evaluate
 from icda.report import percent, scores
 from icda.training import checkpoint
-from icda.training.build import AUTO, announce, build_method, find_start, restore
-from icda.training.checkpoint_folder import CheckpointFolder
+from icda.training.build import (
+    AUTO,
+    announce,
+    build_method,
+    find_start,
+    open_checkpoints,
+    restore,
+    warn_of_another_batch,
+)
 from icda.training.compilation import compile_parts, uncompiled
 from icda.training.diagnostics import memory_scalars, prototype_distances
 from icda.training.engine import Engine
 from icda.training.guard import Guard
+from icda.training.lock import only_writer
 from icda.training.loggers import open_logger
 from icda.training.optimizer import build_optimizer
 from icda.training.panels import Panels
@@ -44,8 +50,6 @@ from icda.training.signals import Stopped, StopRequest, stop_request
 from icda.training.start import Start
 
 log = logging.getLogger(__name__)
-
-_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def train(cfg: DictConfig, folder: Path) -> dict[str, Any]:
@@ -67,26 +71,21 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     """
     config = validate(cfg)
     device = pick_device(config.device, several=distributed.launched())
-    with logging_redirect_tqdm(), stop_request() as stop, distributed.process_group(device), _one_voice():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(logging_redirect_tqdm())
+        stop = stack.enter_context(stop_request())
+        stack.enter_context(distributed.process_group(device))
+        stack.enter_context(distributed.lost_connections_explained())
+        stack.enter_context(distributed.main_alone_logs(logging.getLogger("icda")))
         folder = Path(distributed.from_main(str(folder)))
+        if distributed.is_main():
+            stack.enter_context(only_writer(folder))
+        distributed.wait_for_all()
         summary = finished(folder, cfg, config.schedule.max_steps) if config.resume == AUTO else None
         if summary is not None:
             log.info("%s is finished: %d steps, mIoU %s", folder, summary["steps"], percent(summary["last_miou"]))
             return summary
         return Run(cfg, folder, device, stop).train()
-
-
-@contextlib.contextmanager
-def _one_voice() -> Iterator[None]:
-    """Let the main process alone log; of the others errors are heard."""
-    logger = logging.getLogger("icda")
-    level = logger.level
-    if not distributed.is_main():
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 class Run:
@@ -119,6 +118,7 @@ class Run:
         if start is not None:
             start.check_classes(self.classes)
         self.step = start.known_step() if start is not None and start.resumes else 0
+        distributed.check_same((self.step, start is None), "where the run starts (step, from nothing)")
         self.method = build_method(self.config, self.classes, start, self.device)
         schedule, student = self.config.schedule, self.method.student
         self.optimizer = build_optimizer(
@@ -129,7 +129,7 @@ class Run:
         )
         self.best_miou = -1.0
         self.metrics: dict[str, Any] | None = None  # the last validation's
-        self.checkpoints = self._checkpoint_folder(start)
+        self.checkpoints = open_checkpoints(folder, self.config.keep, start, self.step)
         self.guard = Guard(folder, self.config.max_skipped)
         self.results = Results(folder, self.datasets.val.name)
         self.record = Record(folder / "record.json")
@@ -137,8 +137,7 @@ class Run:
         self.seconds = 0.0  # of the run so far, earlier parts of a resumed run included
         self.earlier: Path | None = None  # folder of the run that this one goes on with
         self.start = start
-        frames = {} if start is None else start.trained_frames
-        self.trained_frames = merged_frames(self.datasets.trained_frames, frames)
+        self.trained_frames = merged_frames(self.datasets.trained_frames, start.trained_frames if start else {})
         if start is not None and start.resumes:
             self._resume(start)
         if self.config.compile:
@@ -146,13 +145,6 @@ class Run:
         self.engine = Engine(
             self.method, self.optimizer, self.precision, self.guard, schedule, self.config.seed, self.device
         )
-
-    def _checkpoint_folder(self, start: Start | None) -> CheckpointFolder:
-        folder, step = self.folder / "checkpoints", None
-        if start is not None and start.resumes and start.path.resolve().parent == folder.resolve():
-            step = self.step
-        is_last = step is not None and start.path.name == checkpoint.LAST
-        return CheckpointFolder(folder, self.config.keep, last_step=step if is_last else None, start_step=step)
 
     def _resume(self, start: Start) -> None:
         """Go on from a ``last`` checkpoint as if the run had never stopped."""
@@ -171,9 +163,11 @@ class Run:
             raise UserError(f"{start.setting} is at step {self.step}, past schedule.max_steps={limit}; raise it")
         if start.training is None:
             return
+        warn_of_another_batch(start, self.config.schedule)
         used = start.path.resolve().parent
         self.earlier = used.parent if used.name == "checkpoints" else used
-        if distributed.is_main() and not self.checkpoints.adopt(start.path, self.step):
+        self.saved = self.step if start.path.resolve() == self.checkpoints.last.resolve() else None
+        if distributed.is_main() and not self.checkpoints.adopt(start.path, self.step) and self.best_miou >= 0:
             log.warning("there is no best checkpoint up to step %d in %s: it is looked for anew", self.step, used)
             self.best_miou = -1.0
         self.best_miou = distributed.from_main(self.best_miou)
@@ -185,54 +179,71 @@ class Run:
             UserError: If a loss is not finite, or the disk is full.
             Stopped: After a signal.
         """
-        main = distributed.is_main()
         announce(self.config, self.datasets, self.method, self.device, self.step, self.folder)
-        if main:
-            self.results.begin(self.step, self.earlier)
         panels = Panels(self.stream, self.datasets.val, self.config.panels) if self.config.panels else None
         self.started = time.perf_counter() - self.seconds
+        kind, summary = self.config.logger if distributed.is_main() else "none", None
+        own = self.step == 0 or (self.earlier is not None and self.earlier.resolve() == self.folder.resolve())
         try:
-            with (
-                open_logger(self.config.logger if main else "none", self.folder, self.step) as self.logger,
-                contextlib.closing(self._samples()) as samples,
-                self._recorded(),
-                distributed.lost_connections_explained(),
-            ):
-                self._loop(samples, panels)
+            with self._recorded():
+                if distributed.is_main():
+                    self.results.begin(self.step, self.earlier, self._is_validated())
+                with (
+                    open_logger(kind, self.folder, self.step, self._is_validated(), own) as self.logger,
+                    contextlib.closing(self._samples()) as samples,
+                ):
+                    self._loop(samples, panels)
+                if distributed.is_main():
+                    done = self.cfg, self.step, self._seconds(), self.best_miou, self.metrics, self.guard.skipped
+                    summary = self.results.finish(*done)
         except OSError as error:
-            if error.errno in _DISK_IS_FULL:
-                raise UserError(
-                    f"{error.filename or self.folder} cannot be written: {error.strerror}; "
-                    f"{self.checkpoints.describe_newest()}; make room and give the same command with resume=auto"
-                ) from error
-            raise
-        summary = None
-        if main:
-            summary = self.results.finish(self.cfg, self.step, self._seconds(), self.best_miou, self.metrics)
-        return distributed.from_main(summary)
+            raise UserError(
+                f"{error.filename or self.folder} cannot be used: {error.strerror}; "
+                f"{self.checkpoints.describe_newest()}; mend that and give the same command with resume=auto"
+            ) from error
+        summary = distributed.from_main(summary)
+        if distributed.any_over_ranks([bool(self.stop)], self.device)[0]:  # it came too late to stop the run
+            raise Stopped(self.stop.signal_name or "a signal to another process", self.step)
+        return summary
 
     def _loop(self, samples: Iterator[dict[str, Tensor]], panels: Panels | None) -> None:
         """Step, log, validate and save, until all steps are done or a signal came."""
         schedule = self.config.schedule
         self.method.train()
-        with self._bar() as bar:
+        shown = self.config.progress and distributed.is_main()
+        with Bar(None, "train", schedule.max_steps, unit="step", disable=not shown, initial=self.step) as bar:
             self._leave_if_asked()
             if self._validation_is_due():  # the signal that stopped the run cut it off
                 self._validate(panels)
                 self._leave_if_asked()
-                self._save()  # with these scores, or a later start would log them once more
+            self._settle()
             while self.step < schedule.max_steps:
-                terms = self.engine.step(samples, self.step)
+                try:
+                    terms = self.engine.step(samples, self.step)
+                except StopIteration:  # a signal came while a worker hung
+                    self._leave_if_asked()
+                    raise AssertionError(f"no samples at step {self.step} of {schedule.max_steps}") from None
                 self.step += 1
                 if terms and (self.step % schedule.log_every == 0 or self.step == schedule.max_steps):
                     self._log_terms(bar, terms)
                 if self._validation_is_due():
                     self._validate(panels)
-                if self.step % schedule.save_every == 0:
+                if terms and self.step % schedule.save_every == 0:  # one after a skipped step may be worth less
                     self._save()
                 bar.update()
                 self._leave_if_asked()
             self._save()
+
+    def _settle(self) -> None:
+        """Make the folder one that ``resume=auto`` goes on with."""
+        if self.step == 0 or not distributed.is_main():
+            return
+        if (
+            self._is_validated() and self.best_miou < 0
+        ):  # there was no best checkpoint: as far as is known, this is it
+            self.best_miou = self.metrics["miou"] or 0.0
+            self.checkpoints.save_best(self._content())
+        self._save()
 
     def _leave_if_asked(self) -> None:
         """End the run if a signal came to any process, unless nothing is left to do."""
@@ -246,7 +257,7 @@ class Run:
         log.info("stopped by %s at step %d; the same command with resume=auto goes on from there", name, self.step)
         raise Stopped(name, self.step)
 
-    def _log_terms(self, bar: tqdm, terms: dict[str, Tensor]) -> None:
+    def _log_terms(self, bar: Bar, terms: dict[str, Tensor]) -> None:
         loss = self.config.loss
         values = {name: value.item() for name, value in terms.items()}
         values["total"] = sum(getattr(loss, name) * v for name, v in values.items() if hasattr(loss, name))
@@ -262,11 +273,12 @@ class Run:
         self.logger.scalars(scalars, self.step)
         bar.set_postfix(loss=f"{values['total']:.3f}", lr=f"{rates['head']:.1e}", refresh=False)
 
+    def _is_validated(self) -> bool:
+        return self.metrics is not None and self.metrics["step"] == self.step
+
     def _validation_is_due(self) -> bool:
-        schedule = self.config.schedule
-        done = -1 if self.metrics is None else self.metrics["step"]
-        wanted = self.step == schedule.max_steps or (self.step > 0 and self.step % schedule.val_every == 0)
-        return wanted and done < self.step
+        last, every = self.config.schedule.max_steps, self.config.schedule.val_every
+        return not self._is_validated() and self.step > 0 and (self.step == last or self.step % every == 0)
 
     def _validate(self, panels: Panels | None) -> None:
         """Score the student, write figures and pictures, keep the checkpoint if it is the best so far."""
@@ -290,6 +302,7 @@ class Run:
         result = scores(matrix, self.classes)
         miou = result["miou"] or 0.0
         self.metrics = {"step": self.step, "val": val.name, **result}
+        self.saved = None  # without these scores
         is_best = miou > self.best_miou
         self.best_miou = max(miou, self.best_miou)
         if not distributed.is_main():
@@ -318,6 +331,11 @@ class Run:
         if not distributed.is_main() or self.saved == self.step:
             return
         method, scaler = self.method, self.precision.scaler
+        if not all(torch.isfinite(p).all() for p in method.student.parameters()):
+            raise UserError(
+                f"the weights are not finite after step {self.step} and are not saved; "
+                f"{self.checkpoints.describe_newest()}; go on from it with a lower schedule.lr"
+            )
         training = {
             "frozen": None if method.frozen is None else method.frozen.state_dict(),
             "pca": None if method.pca is None else method.pca.state_dict(),
@@ -326,11 +344,12 @@ class Run:
             "skipped": self.guard.skipped,
             "best_miou": self.best_miou,
             "seconds": self._seconds(),
+            "world_size": distributed.world_size(),
         }
         self.logger.flush()
         self.checkpoints.save_last({**self._content(), "training": training})
         self.saved = self.step
-        self.record.update(self.step)
+        self.record.update(self.step, self.guard.skipped)
 
     def _seconds(self) -> float:
         """Of the run so far, its earlier parts included."""
@@ -339,14 +358,8 @@ class Run:
     def _samples(self) -> Iterator[dict[str, Tensor]]:
         """This process's batches, from the current step on."""
         config, schedule = self.config, self.config.schedule
-        order = training_order(
-            self.step,
-            schedule.max_steps,
-            schedule.batch_size,
-            schedule.accumulate,
-            distributed.rank(),
-            distributed.world_size(),
-        )
+        ranks = distributed.rank(), distributed.world_size()
+        order = training_order(self.step, schedule.max_steps, schedule.batch_size, schedule.accumulate, *ranks)
         return batches(
             self.stream,
             schedule.batch_size,
@@ -354,16 +367,8 @@ class Run:
             order=order,
             pin_memory=self.device.type != "cpu",
             timeout=config.worker_timeout,
-        )
-
-    def _bar(self) -> tqdm:
-        return tqdm(
-            initial=self.step,
-            total=self.config.schedule.max_steps,
-            desc="train",
-            unit="step",
-            disable=not (self.config.progress and distributed.is_main()),
-            mininterval=0.2 if sys.stderr.isatty() else 20,  # few lines where they go to a file
+            # One process can save and leave while a worker hangs; several have to agree, which this one cannot.
+            stop=lambda: bool(self.stop) and distributed.world_size() == 1,
         )
 
     @contextlib.contextmanager
@@ -381,14 +386,15 @@ class Run:
             seed=config.seed,
             step=self.step,
             images_per_step=pairs * (2 if config.loss.needs_target else 1),
+            skipped=self.guard.skipped,
             resumed_from=self.start.path if self.start is not None and self.start.resumes else None,
         )
         try:
             yield
         except Stopped as stopped:
-            self.record.end(f"stopped by {stopped.signal_name}", self.step)
+            self.record.end(f"stopped by {stopped.signal_name}", self.step, self.guard.skipped)
             raise
         except BaseException as error:
-            self.record.end(failed(error), self.step)
+            self.record.end(failed(error), self.step, self.guard.skipped)
             raise
-        self.record.end("finished", self.step)
+        self.record.end("finished", self.step, self.guard.skipped)

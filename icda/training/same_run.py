@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 # Where and how a run is made; its result is the same.
 FREE = frozenset(
-    {"data_dir", "prepared_dir", "device", "memory", "compile", "workers", "worker_timeout", "init", "resume", "keep"}
+    {"data_dir", "prepared_dir", "device", "memory", "compile", "workers", "worker_timeout", "resume", "keep"}
     | {"max_skipped", "logger", "panels", "progress"}
     | {f"schedule.{name}_every" for name in ("val", "save", "log")}
 )
@@ -22,16 +22,21 @@ FREE = frozenset(
 CHANGEABLE = frozenset({"schedule.max_steps", "schedule.batch_size", "schedule.accumulate", "precision"})
 
 
-def check_same_run(before: Mapping[str, Any], cfg: DictConfig, setting: str, strict: bool) -> None:
+def check_same_run(
+    before: Mapping[str, Any], cfg: DictConfig, setting: str, strict: bool, finished: bool = False
+) -> None:
     """Say what a configuration changes of the run that it goes on with; refuse it where it is another run.
 
-    Settings that only one of both knows are passed over, as the checkpoint may be of another version.
+    Settings that only one of both knows are passed over, as the checkpoint may be of another version. The file of
+    ``model.encoder.weights`` may have moved, since it is not read when a run goes on.
 
     Args:
         before: The checkpoint's configuration, not resolved.
         cfg: The configuration at hand.
         setting: How the checkpoint was asked for, for messages.
         strict: Whether to refuse (``resume=auto``, where a folder may be another run's by mistake).
+        finished: Whether the run is finished, so that its result would be given for that of the configuration at
+            hand: then nothing that the result hangs on may change.
 
     Raises:
         UserError: If ``strict`` and a setting differs that makes it another run.
@@ -39,18 +44,27 @@ def check_same_run(before: Mapping[str, Any], cfg: DictConfig, setting: str, str
     old, new = (dict(leaves(tree)) for tree in (before, OmegaConf.to_container(cfg, resolve=False)))
     free = FREE | {key for key in old if key.endswith(".root")}  # data may have moved
     changed = {key: (old[key], new[key]) for key in sorted(old.keys() & new.keys() - free) if old[key] != new[key]}
-    text = ", ".join(f"{key} {was} -> {now}" for key, (was, now) in changed.items())
-    other = [key for key in changed if key not in CHANGEABLE]
+    other = [key for key, values in changed.items() if finished or not (key in CHANGEABLE or _moved(key, *values))]
     if strict and other:
         key, (was, now) = other[0], changed[other[0]]
         more = f" ({len(other) - 1} more)" if len(other) > 1 else ""
+        by_name = ", or the checkpoint by name, as resume=PATH, to go on with changed ones"
         raise UserError(
-            f"{setting} was trained with {key}={was}, now it is {now}{more}; give the run's own settings, another "
-            "folder (hydra.run.dir or hydra.sweep.dir), or the checkpoint by name, as resume=PATH, to go on with "
-            "changed ones"
+            f"{setting} was trained with {key}={_line(was)}, now it is {_line(now)}{more}; give the run's own "
+            f"settings, or another folder (hydra.run.dir or hydra.sweep.dir){'' if finished else by_name}"
         )
     if changed:
+        text = ", ".join(f"{key} {_line(was)} -> {_line(now)}" for key, (was, now) in changed.items())
         log.warning("%s goes on with changed settings: %s", setting, text)
+
+
+def _moved(key: str, was: Any, now: Any) -> bool:
+    """Whether a setting names a file before and after, of weights that a run which goes on does not read."""
+    return key == "model.encoder.weights" and all(isinstance(value, str) and "/" in value for value in (was, now))
+
+
+def _line(value: Any) -> str:
+    return " ".join(str(value).split())
 
 
 def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -13,7 +13,7 @@ from types import FrameType
 STOPPED = os.EX_TEMPFAIL if hasattr(os, "EX_TEMPFAIL") else 75
 """Exit status of a run that stopped as it was asked to, with its state saved (75, "try again later")."""
 
-_ECHO = 1.0  # seconds in which a second signal is the same wish: torchrun passes on what its terminal sent to all
+_ECHO = 2.0  # seconds in which a second signal is the same wish: torchrun passes on what its terminal sent to all
 
 
 class Stopped(SystemExit):
@@ -56,7 +56,7 @@ class StopRequest:
         if self.signal_name is None:
             self.signal_name, self._since = signal.Signals(number).name, now
             # Not through logging or print, whose locks the interrupted code may hold.
-            os.write(2, f"{self.signal_name}: the run stops after this step; again to leave at once\n".encode())
+            os.write(2, f"{self.signal_name}: the run saves and stops; again to leave at once\n".encode())
         elif now - self._since > _ECHO:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

@@ -48,6 +48,44 @@ def test_longer_and_elsewhere_is_the_same_run_and_said(compose_train, caplog):
     assert "precision fp32 -> bf16, schedule.batch_size 2 -> 1, schedule.max_steps 2 -> 9" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "change", ["precision=bf16", "schedule.batch_size=1", "schedule.accumulate=2", "schedule.max_steps=9"]
+)
+def test_a_finished_run_is_no_other_ones_result(compose_train, change):
+    with pytest.raises(UserError, match=rf"the run was trained with {change.partition('=')[0]}=.*sweep\.dir\)$"):
+        check_same_run(before(compose_train()), compose_train(change), "the run", strict=True, finished=True)
+    cfg = compose_train("workers=3", "device=cuda", "dataset.source.root=/b")
+    check_same_run(before(compose_train()), cfg, "the run", strict=True, finished=True)
+
+
+def test_what_a_run_started_from_is_part_of_it(compose_train):
+    with pytest.raises(UserError, match=r"was trained with init=a\.pt, now it is b\.pt"):
+        check_same_run(before(compose_train("init=a.pt")), compose_train("init=b.pt"), "resume=x", strict=True)
+
+
+def test_the_file_of_the_encoders_weights_may_move(compose_train, caplog):
+    old, cfg = (compose_train(f"model.encoder.weights={folder}/mit.pth") for folder in ("/a", "../b"))
+    check_same_run(before(old), cfg, "resume=x", strict=True)
+    assert caplog.messages == [
+        "resume=x goes on with changed settings: model.encoder.weights /a/mit.pth -> ../b/mit.pth"
+    ]
+    with pytest.raises(UserError, match=r"model\.encoder\.weights=/a/mit\.pth, now it is \.\./b/mit\.pth"):
+        check_same_run(before(old), cfg, "the run", strict=True, finished=True)
+    for named in ("none", "imagenet"):
+        with pytest.raises(UserError, match=rf"now it is {named};"):
+            cfg = compose_train(f"model.encoder.weights={named}")
+            check_same_run(before(old), cfg, "resume=x", strict=True)
+
+
+def test_a_message_is_one_line(compose_train, caplog):
+    old, cfg = before(compose_train()), compose_train()
+    old["dataset"]["name"], cfg.dataset.name = "a\nb", "c\n d"
+    with pytest.raises(UserError, match=r"dataset\.name=a b, now it is c d;"):
+        check_same_run(old, cfg, "resume=x", strict=True)
+    check_same_run(old, cfg, "resume=x", strict=False)
+    assert caplog.messages == ["resume=x goes on with changed settings: dataset.name a b -> c d"]
+
+
 def test_several_changes_are_counted(compose_train):
     with pytest.raises(UserError, match=r"loss\.mix=1\.0, now it is 0\.5 \(1 more\)"):
         cfg = compose_train("loss.mix=0.5", "seed=1")

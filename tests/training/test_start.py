@@ -230,7 +230,13 @@ def kept(tmp_path):
     """The ``checkpoints`` folder of a run that kept steps 100, 200 and, as ``last.pt``, 300."""
     folder = CheckpointFolder(tmp_path / "run" / "checkpoints", keep=3)
     for step in (100, 200, 300):
-        state = {"frozen": None, "pca": None, "optimizer": {}, "best_miou": 0.5, "seconds": 1.0}
+        state = {
+            "frozen": None,
+            "pca": None,
+            "optimizer": {"state": {}, "param_groups": []},
+            "best_miou": 0.5,
+            "seconds": 1.0,
+        }
         folder.save_last(
             {
                 "config": {"model": {"encoder": {"name": "mit_b0"}}, "dataset": {}},
@@ -246,6 +252,14 @@ def kept(tmp_path):
 
 def tear(path):
     path.write_bytes(path.read_bytes()[:-40])
+
+
+def test_weights_that_are_not_finite_are_passed_over(kept, caplog):
+    content = torch.load(kept / "last.pt", weights_only=True)
+    content["student"]["w"][3] = float("nan")
+    torch.save(content, kept / "last.pt")
+    assert read_newest(kept).step == 200
+    assert "1 of the student's weights hold NaN or infinity" in caplog.text
 
 
 def test_a_run_goes_on_with_its_newest_whole_checkpoint(kept, caplog):

@@ -50,8 +50,9 @@ def scalars(folder: Path) -> dict[tuple[str, str], float]:
 
 def test_two_processes_are_one_with_the_joined_batch(demo_data, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    finish(start(settings(demo_data, one, *FIXED, *FIVE, "schedule.batch_size=2")))
-    out, err = finish(torchrun(tmp_path, settings(demo_data, two, *FIXED, *FIVE, "schedule.batch_size=1")))
+    same = (*FIXED, *FIVE, "schedule.accumulate=2")
+    finish(start(settings(demo_data, one, *same, "schedule.batch_size=2")))
+    out, err = finish(torchrun(tmp_path, settings(demo_data, two, *same, "schedule.batch_size=1")))
     assert out.count("2 processes") == 1 and "Traceback" not in err  # the first one alone speaks
     expected, found = scalars(one), scalars(two)
     assert expected.keys() == found.keys() and ("train/pca_target", "5") in expected
@@ -142,6 +143,19 @@ def test_a_signal_to_torchrun_saves(demo_data, tmp_path, number):
     assert last["step"] in (3, 4), out + err
     finish(torchrun(tmp_path, [*arguments, "resume=auto"]))
     assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_processes_that_find_other_checkpoints_say_so(demo_data, tmp_path):
+    """As on a machine that does not see the run's folder."""
+    arguments = settings(demo_data, tmp_path / "run", *FIVE, "schedule.batch_size=1", "loss=source_only")
+    finish(torchrun(tmp_path, [*arguments, "schedule.max_steps=2"]))
+    before = """
+        import icda.training.loop as loop
+        if os.environ["RANK"] == "1":
+            loop.find_start = lambda *arguments: None
+    """
+    _, err = finish(torchrun(tmp_path, [*arguments, "resume=auto"], before), 1)
+    assert "the processes of this run do not agree on where the run starts" in err
 
 
 def test_a_sweep_in_several_processes(demo_data, tmp_path):
