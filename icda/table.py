@@ -23,9 +23,9 @@ from icda.training.same_run import FREE, leaves
 log = logging.getLogger(__name__)
 
 _GROUPS = ("dataset", "model", "loss", "schedule", "cem")
-# Settings that say where and how a run was made, and the seed, over which is averaged. What a run starts from and how
-# often it is validated (the best is the best of all validations) are settings.
-_NOT_A_SETTING = FREE - {"init", "schedule.val_every"} | {"seed"}
+# Settings that say where and how a run was made, and the seed, over which is averaged. How often it is validated is a
+# setting, as the best is the best of all validations.
+_NOT_A_SETTING = FREE - {"schedule.val_every"} | {"seed"}
 # What opening and reading a run's files raises where they are missing, cut short or something else.
 _BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, OmegaConfBaseException, YAMLError)
 
@@ -36,9 +36,9 @@ class FinishedRun:
 
     Attributes:
         folder: The run's folder.
-        groups: Chosen file by group; ``schedule`` is left out where it is the data set's own.
-        settings: Every other setting of the composed configuration by dotted name, as text; without the seed and
-            what changes no result. ``world_size`` and ``dataset.val`` are what the run noted of itself.
+        groups: Chosen file by group, of those where it is known.
+        settings: Every setting of the composed configuration by dotted name, as text; without the seed and what
+            changes no result. ``world_size`` and ``dataset.val`` are what the run noted of itself.
         given: The settings' names that the command line gave.
         seed: Its seed.
         miou: mIoU of the last step, 0..1.
@@ -61,49 +61,48 @@ class FinishedRun:
 
     @property
     def setting(self) -> tuple[tuple[str, str], ...]:
-        """What runs share that differ in their seeds alone."""
-        return (*sorted(self.groups.items()), *sorted(self.settings.items()))
+        """What runs share that differ in their seeds alone; chosen files are names for settings."""
+        return tuple(sorted(self.settings.items()))
 
     @property
     def all(self) -> dict[str, str]:
-        """Groups and settings in one."""
-        return {**self.groups, **self.settings}
+        """Groups and settings in one; ``schedule`` is left out where it is the data set's own."""
+        own = self.groups.get("schedule") == self.groups.get("dataset")
+        groups = {name: chosen for name, chosen in self.groups.items() if not (own and name == "schedule")}
+        return {**groups, **self.settings}
 
 
 def read_run(folder: Path) -> FinishedRun:
     """Read a run's folder; it may have been moved or copied.
+
+    What the run was comes from its summary. The folder's ``config/`` may be of a later command that was refused
+    there, so of it counts what agrees with the summary.
 
     Raises:
         UserError: If it is not the folder of a finished run, or its files are damaged or of two different runs.
     """
     try:
         summary = json.loads((folder / "summary.json").read_text())
-        config = _config(folder)
-        choices = OmegaConf.load(folder / "config" / "hydra.yaml").hydra.runtime.choices
-        overrides = [str(o) for o in OmegaConf.load(folder / "config" / "overrides.yaml")]
-        configured = dict(leaves(config))
-        groups = {name: str(choices[name]) for name in _GROUPS}
-        if groups["schedule"] == groups["dataset"]:
-            del groups["schedule"]
-        settings = {k: _text(v) for k, v in configured.items() if k not in _NOT_A_SETTING and not k.endswith(".root")}
-        settings["dataset.val"] = str(summary["val"])
+        trained = summary.get("config")
+        configured = dict(leaves(trained if isinstance(trained, dict) else _config(folder)))
+        settings = _settings(configured)
+        groups, given = _command(folder, settings, required=not isinstance(trained, dict))
+        if isinstance(choices := summary.get("choices"), dict):
+            groups = {name: str(choices[name]) for name in _GROUPS if name in choices}
         parts = _parts(folder)
         sizes = {int(part["world_size"]) for part in parts} or {1}
-        settings["world_size"] = "+".join(map(str, sorted(sizes)))
-        ended = parts[-1].get("ended") if parts else None
+        own = {"dataset.val": str(summary["val"]), "world_size": "+".join(map(str, sorted(sizes)))}
         run = FinishedRun(
             folder=folder,
             groups=groups,
-            settings=settings,
-            given=_given(overrides, settings),
+            settings={**settings, **own},
+            given=given,
             seed=int(configured["seed"]),
             miou=float(summary["last_miou"]),
             best_miou=float(summary["best_miou"]),
             seconds=float(summary["seconds"]),
             iou={str(k): None if v is None else float(v) for k, v in summary["iou"].items()},
-            ended=(folder / "summary.json").stat().st_mtime
-            if ended is None
-            else datetime.fromisoformat(ended).timestamp(),
+            ended=_ended(folder, parts),
         )
         steps, expected = summary["steps"], configured["schedule.max_steps"]
     except _BROKEN as error:
@@ -113,16 +112,39 @@ def read_run(folder: Path) -> FinishedRun:
         ) from error
     if steps != expected:
         raise UserError(f"{folder} has a summary of {steps} steps, its configuration says {expected}; go on with it")
-    trained = summary.get("config")
-    if isinstance(trained, dict) and dict(leaves(trained)) != configured:
-        other = {k: v for k, v in leaves(trained) if k not in _NOT_A_SETTING and configured.get(k) != v}
-        if other:
-            key, value = next(iter(other.items()))
-            raise UserError(
-                f"{folder} was trained with {key}={value}, its config/ says {configured.get(key)}: another command "
-                "has written there; give the run's own command again"
-            )
     return run
+
+
+def _command(folder: Path, settings: Mapping[str, str], required: bool) -> tuple[dict[str, str], frozenset[str]]:
+    """Chosen files and given settings of the last command in a folder, of those that say what the run was.
+
+    A chosen file is one that the run had if all settings of its group are the run's.
+
+    Args:
+        folder: The run's folder.
+        settings: The run's, by dotted name, as text.
+        required: Whether what ``config/`` raises where it is damaged is raised; else nothing is known.
+    """
+    try:
+        last = _settings(dict(leaves(_config(folder))))
+        choices = OmegaConf.load(folder / "config" / "hydra.yaml").hydra.runtime.choices
+        overrides = [str(o) for o in OmegaConf.load(folder / "config" / "overrides.yaml")]
+        other = {name for name in last.keys() | settings.keys() if last.get(name) != settings.get(name)}
+        changed = {name.partition(".")[0] for name in other}
+        groups = {name: str(choices[name]) for name in _GROUPS if name not in changed}
+        return groups, _given(overrides, settings.keys() - other)
+    except _BROKEN:
+        if required:
+            raise
+        return {}, frozenset()
+
+
+def _ended(folder: Path, parts: Sequence[Mapping[str, Any]]) -> float:
+    """When a run ended, as its record says, or else when its summary was written; seconds since 1970."""
+    ended = parts[-1].get("ended") if parts else None
+    if ended is None:
+        return (folder / "summary.json").stat().st_mtime
+    return datetime.fromisoformat(ended).timestamp()
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -130,8 +152,10 @@ def _config(folder: Path) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.load(folder / "config" / "config.yaml"), resolve=False)
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _settings(configured: Mapping[str, Any]) -> dict[str, str]:
+    """What results hang on, as text; data may have moved."""
+    kept = {k: v for k, v in configured.items() if k not in _NOT_A_SETTING and not k.endswith(".root")}
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in kept.items()}
 
 
 def _given(overrides: Iterable[str], settings: Iterable[str]) -> frozenset[str]:
@@ -208,7 +232,8 @@ def _how_far(folder: Path) -> str:
         steps = str(_config(folder)["schedule"]["max_steps"])
     except _BROKEN:
         steps = "?"
-    return f"step {step or 0} of {steps}" + (f", {outcome}" if outcome else "")
+    stopped = "stopped before its summary was written; give its command again"
+    return f"step {step or 0} of {steps}" + (f", {stopped if outcome == 'finished' else outcome}" if outcome else "")
 
 
 @dataclass(frozen=True)
@@ -230,7 +255,7 @@ def layout(runs: Sequence[FinishedRun]) -> Layout:
     A setting is named if a command line gave it, or if it differs between runs that chose the same file of its group;
     what a choice of a file explains is not.
     """
-    groups = [name for name in _GROUPS if any(name in run.groups for run in runs)]
+    groups = [name for name in _GROUPS if any(name in run.all for run in runs)]
     names = dict.fromkeys(name for run in runs for name in run.settings)
     named = [name for name in names if _given_by_any(name, runs) or _unexplained(name, runs)]
     values = {name: {run.all.get(name) for run in runs} for name in (*groups, *named)}
@@ -246,12 +271,10 @@ def _given_by_any(name: str, runs: Sequence[FinishedRun]) -> bool:
 
 
 def _unexplained(name: str, runs: Sequence[FinishedRun]) -> bool:
-    group = name.partition(".")[0]
-    values: dict[str | None, set[str | None]] = {}
-    for run in runs:
-        choice = run.groups.get(group, run.groups.get("dataset")) if group in _GROUPS else None
-        values.setdefault(choice, set()).add(run.settings.get(name))
-    return any(len(found) > 1 for found in values.values())
+    """Whether a setting differs between runs of one choice; where one's choice is not known, between any."""
+    pairs = {(run.groups.get(name.partition(".")[0]), run.settings.get(name)) for run in runs}
+    choices, values = ({pair[i] for pair in pairs} for i in (0, 1))
+    return len(values) > 1 if None in choices else len(pairs) > len(choices)
 
 
 def _rows(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
@@ -282,7 +305,8 @@ def _cell(shares: Iterable[float | None]) -> str:
 
 def markdown(runs: Sequence[FinishedRun], per_class: bool = False, each: bool = False) -> str:
     """A markdown table: setting, number of runs, last mIoU (mean ± standard deviation with n - 1) and best mIoU
-    (mean) in percent, minutes (mean); by rising mean.
+    (mean) in percent, minutes (mean); by rising mean. Above it what all runs share; rows name what differs, or, where
+    nothing does, the chosen files.
 
     Args:
         runs: From ``collect``.
@@ -290,16 +314,15 @@ def markdown(runs: Sequence[FinishedRun], per_class: bool = False, each: bool = 
         each: Whether every run has a row of its own, with its seed and folder.
     """
     plan, classes = layout(runs), _classes(runs) if per_class else []
-    alone = not plan.differing
-    lines = [] if alone else [f"All runs: {_words(plan.common, plan.common)}", ""]
-    names = tuple(plan.common) if alone else plan.differing
+    lines = [f"All runs: {_words(plan.common, plan.common)}", ""] if plan.common else []
+    names = plan.differing or [name for name in _GROUPS if name in plan.common]
     head = ["setting", "seed" if each else "n", "mIoU", "best", "minutes", *classes, *(["folder"] if each else [])]
     lines += [_line(head), _line(["---"] * len(head))]
     rows, words = _rows(runs), _short_numbers(runs)
     for row in [[run] for runs_of in rows for run in runs_of] if each else rows:
         minutes = statistics.mean(run.seconds / 60 for run in row)
         cells = [
-            _words(names, {name: words.get((name, value), value) for name, value in row[0].all.items()}),
+            _words(names, {name: words.get((name, value), value) for name, value in row[0].all.items()}) or "all",
             str(row[0].seed if each else len(row)),
             _cell(run.miou for run in row),
             f"{statistics.mean(100 * run.best_miou for run in row):.1f}",
@@ -347,8 +370,7 @@ def write_csv(runs: Sequence[FinishedRun], file: IO[str], per_class: bool = Fals
         each: See ``markdown``.
     """
     plan, classes = layout(runs), _classes(runs) if per_class else []
-    names = [n for n in (*_GROUPS, *plan.common, *plan.differing) if any(n in run.all for run in runs)]
-    names = list(dict.fromkeys(names))
+    names = [n for n in dict.fromkeys((*_GROUPS, *plan.common, *plan.differing)) if any(n in r.all for r in runs)]
     records = []
     for row in _rows(runs):
         setting = {name: row[0].all.get(name, "") for name in names}
@@ -372,12 +394,7 @@ def write_csv(runs: Sequence[FinishedRun], file: IO[str], per_class: bool = Fals
 
 
 def table(folders: Sequence[Path]) -> str:
-    """A markdown table of the finished runs in and below some folders; see ``collect`` and ``markdown``.
-
-    Args:
-        folders: Run folders, or folders that hold some.
-
-    Raises:
-        UserError: If a folder is missing, or none holds a finished run.
+    """A markdown table of the finished runs in and below some folders; see ``markdown``, and ``collect`` for
+    arguments and errors.
     """
     return markdown(collect(folders))

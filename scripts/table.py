@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
 
 def main() -> None:
     """Read the command line, print or write the table."""
-    parser = Parser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__.partition(":")[0] + ".", allow_abbrev=False)
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders that hold some")
     parser.add_argument("--csv", metavar="FILE", help="write CSV there, - for standard output, in place of markdown")
     parser.add_argument("--per-class", action="store_true", help="add the last IoU of every class")

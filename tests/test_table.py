@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from icda.errors import UserError
-from icda.table import collect, markdown, read_run, table, write_csv
+from icda.table import _NOT_A_SETTING, collect, markdown, read_run, table, write_csv
+from icda.training.same_run import FREE
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "table.py"
 
@@ -98,9 +99,21 @@ def test_mean_and_spread_over_seeds(tmp_path, caplog):
 def test_one_setting_is_told_in_its_row(tmp_path):
     run(tmp_path / "a", "icda", 0, 0.10)
     run(tmp_path / "b", "icda", 1, 0.20)
-    assert rows(table([tmp_path])) == [
-        "| dataset=demo model=icda_small loss=icda cem=style | 2 | 15.0 ± 7.1 | 16.0 | 1.5 |"
-    ]
+    text = table([tmp_path])
+    assert rows(text) == ["| dataset=demo model=icda_small loss=icda cem=style | 2 | 15.0 ± 7.1 | 16.0 | 1.5 |"]
+    assert text.startswith("All runs: dataset=demo model=icda_small loss=icda cem=style\n\n|")
+
+
+def test_what_one_setting_was_given_stands_above_it(tmp_path):
+    run(tmp_path / "a", "icda", 0, 0.10, "schedule.lr=1e-3", "loss.mix=0.5", schedule_lr=1e-3, loss_mix=0.5)
+    first, _, *_, row = table([tmp_path]).splitlines()
+    assert first == "All runs: dataset=demo model=icda_small loss=icda cem=style loss.mix=0.5 schedule.lr=0.001"
+    assert row.startswith("| dataset=demo model=icda_small loss=icda cem=style | 1 |")
+
+
+def test_what_changes_no_result_is_what_a_run_may_change_freely():
+    # Over seeds is averaged; and the best is the best of all validations.
+    assert set(_NOT_A_SETTING ^ FREE) == {"seed", "schedule.val_every"}
 
 
 @pytest.mark.parametrize(
@@ -180,17 +193,69 @@ def test_damaged_runs_are_left_out_with_a_line(tmp_path, caplog, name, damage):
     assert str(tmp_path / "b") in caplog.text and "left out" in caplog.text
 
 
-def test_a_folder_that_another_command_wrote_to_is_left_out(tmp_path):
-    folder = run(tmp_path / "a", "icda", 0, 0.10, schedule_lr=0.5)
+def noted(folder: Path, choices: bool = True) -> Path:
+    """Let a run's summary hold what it was, as a finished run's does."""
     path = folder / "summary.json"
-    summary = json.loads(path.read_text())
     config = yaml.safe_load((folder / "config" / "config.yaml").read_text())
-    path.write_text(json.dumps({**summary, "config": {**config, "workers": 7}}))
-    assert read_run(folder).settings["schedule.lr"] == "0.5"
-    config["schedule"]["lr"] = 0.1
-    path.write_text(json.dumps({**summary, "config": config}))
-    with pytest.raises(UserError, match=r"was trained with schedule.lr=0.1, its config/ says 0.5"):
-        read_run(folder)
+    files = yaml.safe_load((folder / "config" / "hydra.yaml").read_text())["hydra"]["runtime"]["choices"]
+    noted = {**json.loads(path.read_text()), "config": config, **({"choices": files} if choices else {})}
+    path.write_text(json.dumps(noted))
+    return folder
+
+
+def refused(folder: Path, *command: str, **settings) -> Path:
+    """Let another command rewrite a run's ``config/``, as Hydra does before the run refuses."""
+    shutil.rmtree(folder / "config")
+    shutil.copytree(run(folder.parent / "other", *command, **settings) / "config", folder / "config")
+    shutil.rmtree(folder.parent / "other")
+    return folder
+
+
+@pytest.mark.parametrize("choices", [True, False])
+def test_a_refused_command_does_not_change_what_a_run_was(tmp_path, caplog, choices):
+    folder = noted(run(tmp_path / "a", "icda", 3, 0.10, "schedule.lr=0.5", schedule_lr=0.5), choices)
+    refused(folder, "dacs", 4, 0.1, "precision=bf16", "memory=low", precision="bf16", memory="low")
+    found = read_run(folder)
+    assert (found.settings["schedule.lr"], found.settings["precision"], found.seed) == ("0.5", "fp32", 3)
+    known = {"dataset": "demo", "model": "icda_small", "cem": "style"}
+    assert found.groups == {**known, **({"loss": "icda", "schedule": "demo"} if choices else {})}
+    assert found.given == frozenset()
+    (row,) = rows(table([tmp_path]))
+    name = f"dataset=demo model=icda_small {'loss=icda ' if choices else ''}cem=style"
+    assert row == f"| {name} | 1 | 10.0 | 11.0 | 1.5 |" and caplog.text == ""
+
+
+def test_a_group_whose_file_is_not_known_is_told_by_its_settings(tmp_path):
+    refused(noted(run(tmp_path / "a", "icda", 0, 0.10), choices=False), "dacs")
+    noted(run(tmp_path / "b", "dacs", 0, 0.20))
+    noted(run(tmp_path / "c", "dacs", 1, 0.40))
+    assert rows(table([tmp_path])) == [
+        "| loss.enhanced=1.0 | 1 | 10.0 | 11.0 | 1.5 |",
+        "| loss=dacs loss.enhanced=0.0 | 2 | 30.0 ± 14.1 | 31.0 | 1.5 |",
+    ]
+
+
+def test_one_run_with_a_config_of_another_command_is_averaged_with_its_setting(tmp_path):
+    refused(noted(run(tmp_path / "a", "icda", 0, 0.10), choices=False), "dacs")
+    noted(run(tmp_path / "b", "icda", 1, 0.30))
+    assert ["| 2 | 20.0 ± 14.1 |" in row for row in rows(table([tmp_path]))] == [True]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "hydra.yaml", "overrides.yaml"])
+@pytest.mark.parametrize("choices", [True, False])
+def test_a_run_whose_summary_says_what_it_was_needs_no_config(tmp_path, name, choices):
+    folder = noted(run(tmp_path / "a", "icda", 0, 0.10), choices)
+    (folder / "config" / name).unlink()
+    name = "dataset=demo model=icda_small loss=icda cem=style" if choices else "all"
+    assert rows(table([tmp_path])) == [f"| {name} | 1 | 10.0 | 11.0 | 1.5 |"]
+
+
+def test_finished_without_a_summary(tmp_path, caplog):
+    run(tmp_path / "a", "icda", 0, 0.10)
+    folder = run(tmp_path / "b", "icda", 1, None)
+    (folder / "record.json").write_text(json.dumps([{"step": 800, "outcome": "finished", "world_size": 1}]))
+    table([tmp_path])
+    assert f"{folder}: step 800 of 800, stopped before its summary was written; give its command again" in caplog.text
 
 
 def test_a_summary_of_other_steps_is_not_the_end_of_the_run(tmp_path):
@@ -259,6 +324,12 @@ def test_the_script(tmp_path):
     done = call(tmp_path, "--csv", tmp_path / "t.csv", "--runs")
     assert done.returncode == 0 and done.stdout == ""
     assert next(csv.DictReader((tmp_path / "t.csv").open()))["miou_percent"] == "10.0"
+
+
+def test_help_says_once_how_it_is_called():
+    done = call("--help")
+    assert done.returncode == 0 and "Gather finished runs into one table.\n" in done.stdout
+    assert done.stdout.count("table.py") == 1
 
 
 @pytest.mark.parametrize("arguments", [[], ["--cvs", "x"], ["/nowhere"], [".", "--csv", "/nowhere/x.csv"]])
