@@ -34,7 +34,7 @@ def job_logs(folder: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tasks", [1, 2])
+@pytest.mark.parametrize("tasks", [2])
 def test_submitit_runs_a_sweep_in_processes_of_its_own(demo_data, tmp_path, tasks):
     several = ["hydra/launcher=submitit_local", f"hydra.launcher.tasks_per_node={tasks}"]
     done = launch(tmp_path, demo_data, *several, "hydra.launcher.timeout_min=4", "seed=0,1")

@@ -21,6 +21,7 @@ def test_memory_is_flat_after_the_warm_up(demo_data, tmp_path):
         "workers=1",
         "panels=1",
         "logger=csv",
+        "model.encoder.name=test_efficientnet",  # timm's smallest
     )
     finish(start(arguments))
     with (tmp_path / "scalars.csv").open() as file:

@@ -78,9 +78,7 @@ def steps_on_ranks(
     ("encoder", "changes", "low_memory"),
     [
         ("mit_b0", {}, False),
-        ("test_efficientnet", {}, False),
         ("test_efficientnet", {}, True),
-        ("test_efficientnet", {"mix": 0.0}, False),
         ("test_efficientnet", {"reference": 0.0, "pca_source": 0.0, "pca_target": 0.0}, True),
     ],
 )

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 
 # What is drawn for each process by itself: dropout and stochastic depth.
 FIXED = ("model.head.dropout=0", "model.dar.drop_path=0", "model.encoder.drop_path_rate=0")
+SMALL = ("model.encoder.name=test_efficientnet", "schedule.batch_size=1")
 FIVE = ("schedule.max_steps=5", "schedule.val_every=5", "schedule.save_every=2", "logger=csv")
 
 
@@ -65,28 +66,6 @@ def test_two_processes_are_one_with_the_joined_batch(demo_data, tmp_path):
     assert sorted(p.name for p in two.iterdir()) == sorted(p.name for p in one.iterdir())
 
 
-def test_passes_and_processes_share_the_samples(demo_data, tmp_path):
-    """Two processes of one pass read what one process reads in two: only batch norm and the mix see less at once."""
-    both = []
-    for folder, processes, accumulate in ((tmp_path / "a", 2, 1), (tmp_path / "b", 1, 2)):
-        arguments = settings(
-            demo_data, folder, *FIVE, "schedule.batch_size=1", f"schedule.accumulate={accumulate}", "loss=source_only"
-        )
-        before = f"""
-            import icda.training.engine as engine
-            real = engine.Engine._pass
-            def noting(self, batch, step, number):
-                with open(os.path.join({str(folder)!r}, "seen"), "a") as file:
-                    file.write(f"{{step}} {{batch.source.double().sum().item()}}\\n")
-                return real(self, batch, step, number)
-            engine.Engine._pass = noting
-        """
-        folder.mkdir()
-        finish(torchrun(tmp_path, arguments, before, processes))
-        both.append(sorted((folder / "seen").read_text().splitlines()))
-    assert both[0] == both[1] and len(set(both[0])) == 10
-
-
 DIES = """
     import icda.training.engine as engine
     from icda.errors import UserError
@@ -103,35 +82,33 @@ DIES = """
     ("how", "expected"),
     [
         ("raise UserError('street.png is no image')", "error: process 1: street.png is no image"),
-        ("raise ZeroDivisionError('a mistake of ours')", "ZeroDivisionError: a mistake of ours"),
         ("os.kill(os.getpid(), 9)", "exitcode: -9"),
     ],
 )
 def test_a_process_that_dies_ends_the_run_with_its_message(demo_data, tmp_path, how, expected):
     process = torchrun(
-        tmp_path, settings(demo_data, tmp_path / "run", *FIVE, "schedule.batch_size=1"), DIES.format(how=how)
+        tmp_path, settings(demo_data, tmp_path / "run", *FIVE, *SMALL), DIES.format(how=how)
     )
     _, err = process.communicate(timeout=120)  # no hang
     assert process.returncode == 1 and expected in err, err
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
     assert last["step"] == 2
     outcome = json.loads((tmp_path / "run" / "record.json").read_text())[-1]["outcome"]
-    assert outcome is None or "the connection to another process of this run was lost" in outcome
+    assert outcome is None or outcome.startswith("failed: ")  # None where torchrun's own signal came first
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_torchrun_saves(demo_data, tmp_path, number):
+def test_a_signal_to_torchrun_saves(demo_data, tmp_path):
     """torchrun hands the signal on; from a terminal its processes get it twice."""
-    arguments = settings(demo_data, tmp_path / "whole", *FIVE, "schedule.batch_size=1")
+    arguments = settings(demo_data, tmp_path / "whole", *FIVE, *SMALL)
     finish(torchrun(tmp_path, arguments))
-    arguments = settings(demo_data, tmp_path / "run", *FIVE, "schedule.batch_size=1", "schedule.save_every=100")
+    arguments = settings(demo_data, tmp_path / "run", *FIVE, *SMALL, "schedule.save_every=100")
     before = f"""
         import signal, time
         import icda.training.engine as engine
         real = engine.Engine.step
         def signalled(self, batches, step):
             if step == 3 and os.environ["RANK"] == "0":
-                os.killpg(0, {int(number)})
+                os.killpg(0, {int(signal.SIGINT)})
                 time.sleep(0.5)
             return real(self, batches, step)
         engine.Engine.step = signalled
@@ -147,7 +124,7 @@ def test_a_signal_to_torchrun_saves(demo_data, tmp_path, number):
 
 def test_processes_that_find_other_checkpoints_say_so(demo_data, tmp_path):
     """As on a machine that does not see the run's folder."""
-    arguments = settings(demo_data, tmp_path / "run", *FIVE, "schedule.batch_size=1", "loss=source_only")
+    arguments = settings(demo_data, tmp_path / "run", *FIVE, *SMALL, "loss=source_only")
     finish(torchrun(tmp_path, [*arguments, "schedule.max_steps=2"]))
     before = """
         import icda.training.loop as loop
