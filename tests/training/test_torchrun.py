@@ -86,9 +86,7 @@ DIES = """
     ],
 )
 def test_a_process_that_dies_ends_the_run_with_its_message(demo_data, tmp_path, how, expected):
-    process = torchrun(
-        tmp_path, settings(demo_data, tmp_path / "run", *FIVE, *SMALL), DIES.format(how=how)
-    )
+    process = torchrun(tmp_path, settings(demo_data, tmp_path / "run", *FIVE, *SMALL), DIES.format(how=how))
     _, err = process.communicate(timeout=120)  # no hang
     assert process.returncode == 1 and expected in err, err
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
