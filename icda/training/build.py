@@ -171,7 +171,7 @@ def open_checkpoints(folder: Path, keep: int, start: Start | None, step: int) ->
 
 def warn_of_another_batch(start: Start, schedule: ScheduleConfig) -> None:
     """Say if a run that goes on sees more or fewer pairs a step than before, as with another number of processes."""
-    before = start.config["schedule"]
+    before = {"batch_size": schedule.batch_size, **start.config.get("schedule", {})}
     then = before["batch_size"] * before.get("accumulate", 1) * start.training.get("world_size", 1)
     now = schedule.batch_size * schedule.accumulate * world_size()
     if then != now:

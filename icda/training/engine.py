@@ -100,6 +100,7 @@ class Engine:
         # With fp16 a gradient that overflows is how the loss scale is found; below 1 it is not the scale.
         searches = scaler.is_enabled() and scaler.get_scale() > 1
         if not math.isfinite(self.norms["total"]) and not searches:
+            scaler.update()  # it has taken note of this step's gradient
             return self._skip(step, batch, draws, terms, ["gradient"], undo)
         if schedule.clip_grad_norm is not None:
             clip_grad_norm_(student.parameters(), schedule.clip_grad_norm)

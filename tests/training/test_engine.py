@@ -136,6 +136,8 @@ def test_with_fp16_a_gradient_that_overflows_lowers_the_scale_and_is_no_error_un
     steps(one, 2)  # 4 -> 2 -> 1
     assert one.precision.scaler.get_scale() == 1.0 and one.guard.skipped == 0
     assert torch.equal(state(one)["student.head.classifier.weight"], before["student.head.classifier.weight"])
-    with pytest.raises(UserError, match="the loss gradient is not finite"):
+    one.guard.max_skipped = 1
+    steps(one, 1)  # left out, and the scaler is ready for the next one
+    with pytest.raises(UserError, match="the loss gradient is not finite and max_skipped=1 such"):
         steps(one, 1)
     hook.remove()
