@@ -77,7 +77,6 @@ def steps_on_ranks(
 @pytest.mark.parametrize(
     ("encoder", "changes", "low_memory"),
     [
-        ("mit_b0", {}, False),
         ("test_efficientnet", {}, True),
         ("test_efficientnet", {"reference": 0.0, "pca_source": 0.0, "pca_target": 0.0}, True),
     ],
