@@ -123,7 +123,7 @@ def test_a_signal_to_torchrun_saves(demo_data, tmp_path):
 def test_processes_that_find_other_checkpoints_say_so(demo_data, tmp_path):
     """As on a machine that does not see the run's folder."""
     arguments = settings(demo_data, tmp_path / "run", *FIVE, *SMALL, "loss=source_only")
-    finish(torchrun(tmp_path, [*arguments, "schedule.max_steps=2"]))
+    finish(start([*arguments, "schedule.max_steps=2"]))
     before = """
         import icda.training.loop as loop
         if os.environ["RANK"] == "1":
@@ -131,12 +131,3 @@ def test_processes_that_find_other_checkpoints_say_so(demo_data, tmp_path):
     """
     _, err = finish(torchrun(tmp_path, [*arguments, "resume=auto"], before), 1)
     assert "the processes of this run do not agree on where the run starts" in err
-
-
-def test_a_sweep_in_several_processes(demo_data, tmp_path):
-    arguments = settings(demo_data, tmp_path, "schedule.batch_size=1", "loss=source_only", "seed=0,1")
-    sweep = tmp_path / "sweep"
-    finish(torchrun(tmp_path, [*arguments, f"hydra.sweep.dir={sweep}", "-m"]))
-    runs = [path for path in sweep.iterdir() if path.is_dir()]
-    assert len(runs) == 2 and all((run / "summary.json").exists() for run in runs)
-    assert not [p.name for p in tmp_path.iterdir() if p.name not in ("sweep", "train_under_test.py")]
