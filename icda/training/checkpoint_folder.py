@@ -49,10 +49,6 @@ class CheckpointFolder:
         """Where the best checkpoint is."""
         return self.folder / checkpoint.BEST
 
-    def candidates(self) -> list[Path]:
-        """The files with which a run can go on, the newest first."""
-        return checkpoint.resumable(self.folder)
-
     def save_last(self, content: dict[str, Any]) -> None:
         """Write ``last.pt``; the one before gets its step's name, the oldest goes.
 

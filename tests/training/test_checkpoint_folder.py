@@ -52,7 +52,7 @@ def names(folder: Path) -> list[str]:
 def steps(folder: Path) -> list[int]:
     """The steps of the checkpoints to go on with, the newest first, read from the files themselves."""
     found = []
-    for path in CheckpointFolder(folder, 1).candidates():
+    for path in checkpoint.resumable(folder):
         step = checkpoint.read_file(path)["step"]
         assert path.name in ("last.pt", f"step_{step:06d}.pt")
         found.append(step)
