@@ -196,7 +196,11 @@ def _walk(top: Path, originals: Path, version: str, deep: bool) -> Iterator[Stor
         place = originals / Path(parent).relative_to(top)
         for name in sorted(names):
             path = Path(parent, name)
-            if not stat.S_ISREG(path.lstat().st_mode):
+            try:
+                status = path.lstat()
+            except FileNotFoundError:  # another process has finished or removed it meanwhile
+                continue
+            if not stat.S_ISREG(status.st_mode):
                 continue
             if match := _NAME.fullmatch(name):
                 yield Stored(path, place / match[1], match[2], int(match[3]), int(match[4]), version)

@@ -129,6 +129,17 @@ def test_stored_files_of_a_folder_are_found_and_judged(base, cache):
     assert list(ImageCache(base / "nothing", base).stored([base])) == []
 
 
+def test_files_that_others_finish_or_remove_meanwhile_are_passed_over(base, cache):
+    first = put(cache, base / "set/a/x.png")
+    second, third = (first.with_name(first.name.replace("x.png", name)) for name in ("y.png", "z.png"))
+    for path in (second, third):
+        path.write_bytes(first.read_bytes())
+    found = cache.stored([base / "set"])
+    assert next(found).path == first  # the folder is read by now
+    second.unlink()
+    assert [stored.path for stored in found] == [third]
+
+
 def test_only_files_of_the_cache_are_removed(base, cache, tmp_path):
     stored = put(cache, base / "set/a/x.png")
     put(cache, base / "other/x.png")

@@ -84,7 +84,7 @@ def plan_cache(parts: Sequence[Part], cache: ImageCache, workers: int, progress:
             sample = entry.part.dataset.samples[entry.index]
             findings.append(damaged(entry.part, sample, entry.original, str(error)))
             continue
-        if not path.is_file() or path.stat().st_size < entry.bytes:  # one may have been cut off by a crash
+        if not _is_whole(path, entry.bytes):
             todo[path] = entry
     stale = [
         s for s in cache.stored(_folders(parts)) if not s.is_current or s.kind not in kinds.get(s.original, {s.kind})
@@ -136,6 +136,14 @@ def _folders(parts: Sequence[Part]) -> list[Path]:
     for entry in _entries(parts):
         folders[entry.original.parent] = None
     return list(folders)
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    """Whether an array is stored in full; one may have been cut off by a crash."""
+    try:
+        return path.stat().st_size >= size
+    except FileNotFoundError:
+        return False
 
 
 def _fill(
