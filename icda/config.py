@@ -190,6 +190,7 @@ class TrainConfig:
     overlap: str
     device: str
     precision: str
+    no_grad_precision: str
     memory: str
     compile: bool
     workers: int
@@ -257,6 +258,7 @@ _TRAIN_CHECKS: tuple[Check, ...] = (
     *least(1, "schedule.accumulate", "keep"),
     ("schedule.clip_grad_norm", lambda v: v is None or v > 0, "null, or above 0"),
     _one_of("precision", "fp32", "bf16", "fp16"),
+    _one_of("no_grad_precision", "auto", "bf16", "same"),
     _one_of("memory", "normal", "low"),
     _one_of("logger", "none", "tensorboard", "csv"),
     *least(1, "model.head.channels", "model.dar.window", "model.dar.mlp_ratio", "dataset.sampling.tries"),

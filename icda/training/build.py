@@ -62,7 +62,13 @@ def find_start(config: TrainConfig, checkpoints: Path) -> Start | None:
     return None
 
 
-def build_method(config: TrainConfig, classes: ClassSet, start: Start | None, device: torch.device) -> TrainStep:
+def build_method(
+    config: TrainConfig,
+    classes: ClassSet,
+    start: Start | None,
+    device: torch.device,
+    no_grad_dtype: torch.dtype | None = None,
+) -> TrainStep:
     """The method with the weights that it starts from; what ``restore`` adds to them comes later.
 
     Args:
@@ -70,6 +76,7 @@ def build_method(config: TrainConfig, classes: ClassSet, start: Start | None, de
         classes: The label space.
         start: See ``find_start``.
         device: Where it goes.
+        no_grad_dtype: See ``TrainStep``.
 
     Raises:
         UserError: If weights are missing or do not fit.
@@ -96,6 +103,7 @@ def build_method(config: TrainConfig, classes: ClassSet, start: Start | None, de
         border=(top, bottom),
         pretrained=frozen_given or (weights != "none" and not goes_on),
         low_memory=config.memory == "low",
+        no_grad_dtype=no_grad_dtype,
     )
     if start is not None:
         _fill(method, start, goes_on)

@@ -109,7 +109,7 @@ class Run:
         self.folder = folder
         self.device = pick_device(self.config.device) if device is None else device
         self.stop = StopRequest() if stop is None else stop
-        self.precision = Precision(self.config.precision, self.device)
+        self.precision = Precision(self.config.precision, self.device, self.config.no_grad_precision)
         with distributed.main_first():  # it may make the demo data
             self.datasets: OpenDatasets = open_datasets(self.config)
         self.classes = self.datasets.source.classes
@@ -119,7 +119,7 @@ class Run:
             start.check_classes(self.classes)
         self.step = start.known_step() if start is not None and start.resumes else 0
         distributed.check_same((self.step, start is None), "where the run starts (step, from nothing)")
-        self.method = build_method(self.config, self.classes, start, self.device)
+        self.method = build_method(self.config, self.classes, start, self.device, self.precision.no_grad_dtype)
         schedule, student = self.config.schedule, self.method.student
         self.optimizer = build_optimizer(
             student, schedule.lr, schedule.encoder_lr_factor, schedule.dar_lr_factor, schedule.weight_decay
@@ -382,7 +382,7 @@ class Run:
         self.record.start(
             device=self.device,
             world_size=world,
-            precision=config.precision,
+            precision=str(self.precision),
             seed=config.seed,
             step=self.step,
             images_per_step=pairs * (2 if config.loss.needs_target else 1),

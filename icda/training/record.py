@@ -94,7 +94,7 @@ class Record:
         Args:
             device: That this process trains on.
             world_size: Processes that train together.
-            precision: As configured.
+            precision: ``str`` of ``icda.training.precision.Precision``.
             seed: Of the run.
             step: Steps that were done before.
             images_per_step: Pairs of a step, over all passes and processes, times the domains that they are of:

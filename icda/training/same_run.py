@@ -19,7 +19,9 @@ FREE = frozenset(
     | {f"schedule.{name}_every" for name in ("val", "save", "log")}
 )
 # A run may be made longer, moved to more or fewer processes, or to a device of another precision.
-CHANGEABLE = frozenset({"schedule.max_steps", "schedule.batch_size", "schedule.accumulate", "precision"})
+CHANGEABLE = frozenset(
+    {"schedule.max_steps", "schedule.batch_size", "schedule.accumulate", "precision", "no_grad_precision"}
+)
 
 
 def check_same_run(

@@ -7,6 +7,7 @@ counted over all of them.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -104,6 +105,8 @@ class TrainStep(nn.Module):
             staying near, and the feature distance is off.
         low_memory: Whether activations of the student are computed again in the backward pass rather than kept; the
             step is the same.
+        no_grad_dtype: Autocast dtype of passes that no gradient goes through: the teacher's, the frozen encoder's,
+            and the student's encoder's for DAR. None leaves them as the others are.
 
     Raises:
         UserError: If ``low_memory`` is asked of an encoder that cannot.
@@ -118,6 +121,7 @@ class TrainStep(nn.Module):
         border: tuple[int, int] = (15, 15),
         pretrained: bool = True,
         low_memory: bool = False,
+        no_grad_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.student = student
@@ -133,6 +137,7 @@ class TrainStep(nn.Module):
         self.loss = loss
         self.border = border
         self.low_memory = low_memory
+        self.no_grad_dtype = no_grad_dtype
         if student.dar is not None and not loss.needs_dar_source:
             student.dar.requires_grad_(False)
         if low_memory:  # after the copies were made
@@ -252,6 +257,20 @@ class TrainStep(nn.Module):
         with torch.autocast(self.student.mean.device.type, enabled=False), statistics_kept(self.student):
             yield
 
+    @contextmanager
+    def without_gradients(self) -> Iterator[None]:
+        """Context of passes that no gradient goes through, in their own precision if they have one."""
+        device_type, dtype = self.student.mean.device.type, self.no_grad_dtype
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.inference_mode())
+            if dtype is not None:
+                stack.enter_context(torch.autocast(device_type, dtype, cache_enabled=False))
+            yield
+
+    def readable(self, found: Tensor) -> Tensor:
+        """A copy of what came from ``without_gradients`` that a backward pass may read, in the step's precision."""
+        return found.to(found.dtype if self.no_grad_dtype is None else torch.float32, copy=True)
+
     def computed(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
         """What a function returns, its activations being computed again later where memory is low."""
         return recomputed(function, *args) if self.low_memory else function(*args)
@@ -262,7 +281,7 @@ class TrainStep(nn.Module):
 
     def l_fd(self, source_maps: list[Tensor], batch: Batch) -> Tensor:
         """Feature distance of the last map of S to the frozen encoder's, at cells of things (method section 7.3)."""
-        with torch.no_grad():
+        with self.without_gradients():
             frozen = self.frozen(batch.source)[-1]
         things, count = self.classes.things, len(self.classes)
         cells = thing_cells(batch.source_label, frozen.shape[2:], things, count, self.loss.feature_distance_min_share)
@@ -287,8 +306,9 @@ class TrainStep(nn.Module):
 
     def l_pca_trg(self, batch: Batch) -> Tensor:
         """L_pca_trg: alignment of logits of F~_T, T coupled to R by DAR, to the prototypes (method section 7.6)."""
-        with torch.no_grad():
-            target_maps, reference_maps = map(self.student.encoder, (batch.target, batch.reference))
+        with self.without_gradients():
+            maps = [self.student.encoder(image) for image in (batch.target, batch.reference)]
+        target_maps, reference_maps = ([self.readable(m) for m in found] for found in maps)
         logits = self.computed(self.coupled_logits, target_maps, reference_maps, batch.target.shape[2:])
         return self.computed(self.pca, logits)
 
@@ -324,10 +344,11 @@ class TrainStep(nn.Module):
             day: The day images, or None where ``image`` is one itself or there are none.
         """
         teacher = self.teacher.model
-        maps = teacher.encoder(image)
-        if self.loss.pseudo_label_with_dar and day is not None:
-            maps = teacher.dar(maps, teacher.encoder(day))
-        return upsampled(teacher, teacher.head(maps), image.shape[2:])
+        with self.without_gradients():
+            maps = teacher.encoder(image)
+            if self.loss.pseudo_label_with_dar and day is not None:
+                maps = teacher.dar(maps, teacher.encoder(day))
+            return upsampled(teacher, teacher.head(maps), image.shape[2:])
 
 
 def upsampled(model: SegmentationModel, logits: Tensor, size: Sequence[int]) -> Tensor:

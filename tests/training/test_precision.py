@@ -133,10 +133,24 @@ def test_what_a_device_cannot_do_is_refused(monkeypatch):
         Precision("tf32", CPU)
     with pytest.raises(UserError, match=r"precision=fp16 needs a GPU.*give precision=bf16"):
         Precision("fp16", CPU)
-    monkeypatch.setattr(precision, "_has_bf16", lambda device: False)
+    monkeypatch.setattr(precision, "has_bf16", lambda device: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     with pytest.raises(UserError, match="Tesla T4 has no bfloat16; give precision=fp16"):
         Precision("bf16", torch.device("cuda"))
+    with pytest.raises(UserError, match=r"no_grad_precision=bf16, but the GPU Tesla T4 has no bfloat16; give .*=auto"):
+        Precision("fp32", torch.device("cuda"), "bf16")
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_passes_without_gradients_are_bfloat16_where_that_is_fast_or_asked_for(monkeypatch, fast):
+    monkeypatch.setattr(precision, "has_bf16", lambda device: fast)
+    chosen = {no_grad: Precision("fp32", CPU, no_grad).no_grad_dtype for no_grad in precision.NO_GRAD}
+    assert chosen == {"same": None, "bf16": torch.bfloat16, "auto": torch.bfloat16 if fast else None}
+    assert all(
+        Precision("bf16", CPU, no_grad).no_grad_dtype is None for no_grad in precision.NO_GRAD
+    )  # it is already
+    assert str(Precision("fp32", CPU, "bf16")) == "fp32 (bf16 without gradients)"
+    assert str(Precision("fp32", CPU, "same")) == "fp32"
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16"])

@@ -308,6 +308,37 @@ def test_mixed_precision_stays_out_of_terms_gradients_and_prototypes(loss_config
     assert torch.nn.functional.cosine_similarity(*total, dim=0) > 0.98
 
 
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_passes_without_gradients_may_be_in_bfloat16(loss_config, low_memory):
+    loss = loss_config()
+    exact, fast = (
+        without_chance(small_step(loss, low_memory=low_memory, no_grad_dtype=dtype))
+        for dtype in (None, torch.bfloat16)
+    )
+    seen = {}
+    encoders = {"student": fast.student.encoder, "frozen": fast.frozen, "teacher": fast.teacher.model.encoder}
+    for name, encoder in encoders.items():
+        linear = next(m for m in encoder.modules() if isinstance(m, nn.Linear))
+        linear.register_forward_hook(
+            lambda m, args, out, name=name: seen.setdefault(name, []).append((out.dtype, out.requires_grad))
+        )
+    terms = [take(method, batch(loss), 0, DRAWS) for method in (exact, fast)]
+    without = (torch.bfloat16, False)  # T and R, which DAR couples, between S, E and the mix
+    with_gradients = (torch.float32, True)
+    student = [call for call in seen["student"] if call != (torch.float32, False)]  # recomputed, in the first pass
+    assert set(seen["frozen"]) == set(seen["teacher"]) == {without} and len(seen["teacher"]) == 2
+    assert student.count(without) == 2 and student.count(with_gradients) >= (0 if low_memory else 3)
+    for name in ("source", "enhanced", "reference", "pca_source"):  # no pass without gradients is part of these
+        assert terms[1][name] == terms[0][name]
+    for name, value in terms[0].items():
+        assert terms[1][name].item() == pytest.approx(value.item(), rel=0.02, abs=0.2)
+    ours, others = gradients(exact), gradients(fast)
+    assert all(g.dtype == torch.float32 and g.isfinite().all() for g in others.values())
+    total = [torch.cat([g[name].flatten() for name in ours]) for g in (ours, others)]
+    assert torch.nn.functional.cosine_similarity(*total, dim=0) > 0.98
+    assert {b.dtype for b in fast.buffers() if b.is_floating_point()} == {torch.float32}
+
+
 def test_double_precision_is_double_throughout(loss_config):
     loss = loss_config()
     method, samples = small_step(loss).double(), batch(loss)
