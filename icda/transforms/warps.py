@@ -7,8 +7,12 @@ pixels (the `align_corners=True` convention of `torch.nn.functional.grid_sample`
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import cv2
 import numpy as np
+
+from icda.transforms.arrays import set_where
 
 OUTSIDE = -1e10
 """Both coordinates of a position that reads nothing."""
@@ -21,6 +25,11 @@ HOMOGRAPHY_DRAWS = 2 * len(CORNERS)
 TPS_DRAWS = 2 * len(CONTROL_POINTS)
 AFFINE_DRAWS = 5
 AFFINE_TPS_DRAWS = AFFINE_DRAWS + TPS_DRAWS
+
+_SPLINE_RANK = 32
+_SAMPLED_COLUMNS = 32
+_CHUNK = 512  # columns for which the spline's kernels are computed at a time
+_BOTH = np.array((True, True)).view(np.uint16)[0]
 
 
 def _check_draws(uniform: np.ndarray, count: int) -> np.ndarray:
@@ -67,17 +76,31 @@ def homography_grid(uniform: np.ndarray, height: int, width: int, scale: float =
         uniform: Eight draws in 0..1: x of the four corners, then y; corners in the order of `CORNERS`.
         height: Output height in pixels.
         width: Output width in pixels.
-        scale: Furthest a corner moves along one axis, normalised (2 is the whole image).
+        scale: Furthest a corner moves along one axis, normalised (2 is the whole image); below 0.5.
 
     Returns:
         Positions (H, W, 2) float32, last axis (x, y), normalised.
     """
     moved = CORNERS + spread(_check_draws(uniform, HOMOGRAPHY_DRAWS), scale)
-    # The numerators and the denominator are sums of a row term and a column term.
-    matrix = solve_homography(CORNERS, moved).astype(np.float32)
+    matrix = solve_homography(CORNERS, moved)
+    # Seen from the corner of the smallest denominator a position is moved corner + (a u + b v) / (c u + d v + e)
+    # with u, v, c, d, e >= 0: nothing cancels in the denominator, however little of it is left there.
+    denominators = CORNERS @ matrix[2, :2] + 1
+    corner = denominators.argmin()
+    inward = -CORNERS[corner]
     x, y = _axes(height, width)
-    denominator = matrix[2, 0] * x + (matrix[2, 1] * y + matrix[2, 2])
-    return _interleave([(a * x + (b * y + c)) / denominator for a, b, c in matrix[:2]])
+    u, v = 1 + x * np.float32(inward[0]), 1 + y * np.float32(inward[1])
+    c, d = (matrix[2, :2] * inward).astype(np.float32)
+    smallest = np.float32(max(denominators[corner], np.finfo(np.float32).tiny))
+    denominator = c * u + (d * v + smallest)
+    planes = []
+    for row, start in zip(matrix[:2, :2], moved[corner], strict=True):
+        a, b = ((row - start * matrix[2, :2]) * inward).astype(np.float32)
+        plane = a * u + b * v
+        plane /= denominator
+        plane += np.float32(start)
+        planes.append(plane)
+    return cv2.merge(planes)
 
 
 def _tps_kernel(squared: np.ndarray) -> np.ndarray:
@@ -85,15 +108,53 @@ def _tps_kernel(squared: np.ndarray) -> np.ndarray:
     return squared * np.log(np.where(squared > 0, squared, 1))
 
 
-def tps_basis(height: int, width: int) -> np.ndarray:
-    """Influence of each control point of the thin-plate spline on each pixel.
+class SplineBasis(NamedTuple):
+    """Influence of each control point of the thin-plate spline on each pixel, as a product of two matrices.
 
-    The spline through the control points is linear in their moves: position = pixel + sum_k basis_k move_k.
-    This part does not depend on the draws, and is worth keeping for images of one size.
+    The spline through the control points is linear in their moves: position = pixel + sum_k influence_k move_k,
+    where influence k is 1 at control point k and 0 at the others. The influences are smooth functions of x and y,
+    so a few functions of y times functions of x add up to them: sum_r rows[y, r] columns[k, r, x].
 
-    Returns:
-        (9, H, W) float32; at the pixel of control point k the k-th map is 1 and the others are 0.
+    Args:
+        rows: (H, R) float32; column 0 is 1, column 1 is y.
+        columns: (9, R, W) float32.
     """
+
+    rows: np.ndarray
+    columns: np.ndarray
+
+
+def tps_basis(height: int, width: int) -> SplineBasis:
+    """The part of the thin-plate spline that does not depend on the draws; worth keeping for images of one size.
+
+    Moves of up to 1 give positions that are off by 4e-6 (normalised) at most, in float64.
+    """
+    x, y = np.linspace(-1, 1, width), np.linspace(-1, 1, height)
+    weights = _tps_weights()
+
+    def influences(columns: np.ndarray) -> np.ndarray:
+        """(H, n, 9) float64 for some columns, (n,)."""
+        return np.einsum("fhn,fk->hnk", _tps_features(columns, y), weights, optimize=True)
+
+    # A sample of columns tells the functions of y; denser near control points, where the kernel is least smooth.
+    half = np.linspace(0, 1, _SAMPLED_COLUMNS // 2 + 1)
+    half = half**3 / (half**3 + (1 - half) ** 3)
+    places = np.unique(np.rint(np.append(half - 1, half) * ((width - 1) / 2) + (width - 1) / 2).astype(int))
+    line = np.stack([np.ones(height), y], 1)
+    sample = influences(x[places]).reshape(height, -1)
+    sample -= line @ (np.linalg.pinv(line) @ sample)
+    functions, sizes, _ = np.linalg.svd(sample, full_matrices=False)
+    rows = np.hstack([line, functions[:, : _SPLINE_RANK - 2][:, sizes[: _SPLINE_RANK - 2] > 1e-9]])
+    inverse = np.linalg.pinv(rows)
+    columns = np.empty((len(CONTROL_POINTS), rows.shape[1], width), np.float32)
+    for start in range(0, width, _CHUNK):
+        part = influences(x[start : start + _CHUNK])
+        columns[..., start : start + _CHUNK] = np.tensordot(inverse, part, 1).transpose(2, 0, 1)
+    return SplineBasis(rows.astype(np.float32), columns)
+
+
+def _tps_weights() -> np.ndarray:
+    """Weights of the nine kernels and of 1, x, y in each control point's influence, (12, 9) float64."""
     count = len(CONTROL_POINTS)
     system = np.zeros((count + 3, count + 3))
     squared = ((CONTROL_POINTS[:, None] - CONTROL_POINTS[None]) ** 2).sum(-1)
@@ -101,18 +162,18 @@ def tps_basis(height: int, width: int) -> np.ndarray:
     system[:count, count] = system[count, :count] = 1
     system[:count, count + 1 :] = CONTROL_POINTS
     system[count + 1 :, :count] = CONTROL_POINTS.T
-    weights = np.linalg.inv(system)[:, :count]
+    return np.linalg.inv(system)[:, :count]
 
-    x = np.linspace(-1, 1, width)[None, :]
-    y = np.linspace(-1, 1, height)[:, None]
+
+def _tps_features(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The nine kernels and 1, x, y on a grid of columns (n,) and rows (H,): (12, H, n) float64."""
+    x, y = x[None, :], y[:, None]
     features = [_tps_kernel((x - px) ** 2 + (y - py) ** 2) for px, py in CONTROL_POINTS]
-    features += [np.broadcast_to(f, (height, width)) for f in (np.ones((1, 1)), x, y)]
-    basis = weights.T @ np.stack(features).reshape(count + 3, -1)
-    return np.ascontiguousarray(basis.reshape(count, height, width), np.float32)
+    return np.stack(features + [np.broadcast_to(f, (y.size, x.size)) for f in (np.ones((1, 1)), x, y)])
 
 
 def tps_grid(
-    uniform: np.ndarray, height: int, width: int, scale: float = 0.333, basis: np.ndarray | None = None
+    uniform: np.ndarray, height: int, width: int, scale: float = 0.333, basis: SplineBasis | None = None
 ) -> np.ndarray:
     """Sampling positions of the random thin-plate spline (method section 2).
 
@@ -127,24 +188,14 @@ def tps_grid(
     Returns:
         Positions (H, W, 2) float32, last axis (x, y), normalised.
     """
-    return _interleave(_tps_planes(_check_draws(uniform, TPS_DRAWS), height, width, scale, basis))
-
-
-def _tps_planes(uniform: np.ndarray, height: int, width: int, scale: float, basis: np.ndarray | None) -> np.ndarray:
-    """`tps_grid` with x and y as two planes, (2, H, W) float32: faster to compute with."""
     basis = tps_basis(height, width) if basis is None else basis
-    assert basis.shape == (len(CONTROL_POINTS), height, width), (basis.shape, (height, width))
-    moves = spread(uniform, scale).astype(np.float32)
-    planes = (moves.T @ basis.reshape(len(basis), -1)).reshape(2, height, width)
-    x, y = _axes(height, width)
-    planes[0] += x
-    planes[1] += y
-    return planes
-
-
-def _interleave(planes: np.ndarray | list[np.ndarray]) -> np.ndarray:
-    """Two planes (H, W) -> (H, W, 2)."""
-    return cv2.merge([planes[0], planes[1]])
+    count, rank, columns = basis.columns.shape
+    assert (len(basis.rows), columns) == (height, width), (basis.rows.shape, basis.columns.shape, (height, width))
+    moves = spread(_check_draws(uniform, TPS_DRAWS), scale).astype(np.float32)
+    moved = (moves.T @ basis.columns.reshape(count, -1)).reshape(2, rank, width)
+    moved[0, 0] += np.linspace(-1, 1, width, dtype=np.float32)  # the pixel itself: x times 1 ...
+    moved[1, 1] += 1  # ... and 1 times y
+    return (basis.rows @ cv2.merge([moved[0], moved[1]]).reshape(rank, -1)).reshape(height, width, 2)
 
 
 def affine_matrix(
@@ -182,7 +233,7 @@ def affine_tps_grid(
     rotation: float = 0.26,
     zoom: float = 0.45,
     translation: float = 0.25,
-    basis: np.ndarray | None = None,
+    basis: SplineBasis | None = None,
 ) -> np.ndarray:
     """Sampling positions of the random affine map followed by a weak spline (method section 2).
 
@@ -212,34 +263,30 @@ def affine_tps_grid(
     linear = matrix[:, :2] * 2 / size
     offset = matrix[:, :2] @ (1 / size - 1) + matrix[:, 2]
 
-    index = _tps_planes(uniform[AFFINE_DRAWS:], height, width, scale, basis)
-    inside = (np.abs(index) < 1).all(0)
-    index += 1
-    index *= ((size - 1) / 2).astype(np.float32)[:, None, None]
-    inside &= _taps_within_one(index, linear, offset)
-    # A sum: masked assignment takes ten times as long, and -1e10 swallows the position it is added to.
-    penalty = np.multiply(~inside, np.float32(OUTSIDE))
-    planes = [cv2.addWeighted(index[0], a, index[1], b, c) for (a, b), c in zip(linear, offset, strict=True)]
-    return _interleave([plane + penalty for plane in planes])
+    spline = tps_grid(uniform[AFFINE_DRAWS:], height, width, scale, basis)
+    half = (size - 1) / 2  # normalised to pixel index: (position + 1) * half
+    position = cv2.transform(spline, np.column_stack([linear * half, linear @ half + offset]))
+    taps = np.floor(cv2.transform(spline, np.column_stack([np.diag(half), half])))
+    taps = cv2.transform(taps, _tap_bounds(linear, offset))
+    inside = np.maximum(np.abs(spline, out=spline), np.abs(taps, out=taps), out=taps) < 1
+    outside = inside.view(np.uint16)[..., 0] != _BOTH  # much quicker than asking along an axis of two
+    set_where(position, outside.view(np.uint8), OUTSIDE)
+    return position
 
 
-def _taps_within_one(index: np.ndarray, linear: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """Whether an affine map of the pixel grid is within (-1, 1) at all taps of each position.
+def _tap_bounds(linear: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """The test whether an affine map of the pixel grid is within (-1, 1) at all four taps of a position.
 
     Args:
-        index: Positions between pixels, (2, H, W) float32, x then y.
         linear: Linear part of the map from pixel index to normalised coordinates, (2, 2).
         offset: Its constant, (2,).
 
     Returns:
-        (H, W) bool.
+        Affine map (2, 3) of the tap of the lowest index; both its values are within (-1, 1) if all taps are.
     """
-    low, high = np.floor(index), np.ceil(index)
-    inside = np.ones(index.shape[1:], bool)
-    for (in_x, in_y), constant in zip(linear, offset, strict=True):
-        # Over the taps, a linear function is largest and smallest at the corners that its signs tell.
-        x_up, x_down = (high[0], low[0]) if in_x > 0 else (low[0], high[0])
-        y_up, y_down = (high[1], low[1]) if in_y > 0 else (low[1], high[1])
-        inside &= cv2.addWeighted(x_up, in_x, y_up, in_y, constant) < 1
-        inside &= cv2.addWeighted(x_down, in_x, y_down, in_y, constant) > -1
-    return inside
+    # From the lowest tap to the others, the map grows by `up` at most and falls by `down` at most.
+    up, down = np.maximum(linear, 0).sum(1), np.minimum(linear, 0).sum(1)
+    room = 1 - (up - down) / 2
+    bounds = np.column_stack([linear, offset + (up + down) / 2]) / np.where(room > 0, room, 1)[:, None]
+    never = np.array((0, 0, 2))
+    return np.where((room > 0)[:, None], bounds, never)
