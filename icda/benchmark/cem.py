@@ -29,14 +29,14 @@ def measure_cem(config: BenchmarkConfig) -> Result:
     """The transforms of one source crop, one by one; the result is about the warp of image and label.
 
     Args:
-        config: Its crop size, ``cem``, threads and repeats count; pictures are drawn.
+        config: Its ``crop``, ``cem``, ``threads``, ``warmup`` and ``steps``; pictures are drawn.
     """
-    height, width = config.dataset.sampling.crop
+    height, width = config.crop
     rng = np.random.default_rng(config.seed)
     image, label = (a[:, :width].copy() for a in source_sample(rng, (height, max(width, 2 * height))))
     night = target_sample(rng, (height, 2 * height))[0]  # about as large as in training, where it is not cropped
     rows = {
-        name: measure(_draws(A.Compose(transforms), data, config.seed), config.warmup, config.repeats)
+        name: measure(_draws(A.Compose(transforms), data, config.seed), config.warmup, config.steps)
         for name, (transforms, data) in _steps(config, image, label, night).items()
     }
     heading = f"cem: one crop of {height} x {width} with its label, threads {config.threads}"
@@ -53,11 +53,10 @@ def _steps(config: BenchmarkConfig, image: np.ndarray, label: np.ndarray, night:
     plain = replace(cem, illumination="none", spatial=False, blur_probability=1.0)
     jitter, blur, normalise = cem_pipeline(plain, mean, std, fill).transforms
     pair = {"image": image, "mask": label}
-    normalised = {"image": image.astype(np.float32), "mask": label}  # warped after normalisation
     aids = {"translated": {"translated": image}, "style": {"style_image": night}}
 
     def spatial(warps: Sequence[str]) -> Step:
-        return [SpatialCEM(warps, cem.interpolation, fill_mask=fill)], normalised
+        return [SpatialCEM(warps, cem.interpolation, fill_mask=fill, alpha=True)], pair  # as in training
 
     return {
         "spatial": spatial(cem.warps),

@@ -8,6 +8,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 from icda.transforms.cem import ILLUMINATIONS, build_cem
 from icda.transforms.illumination import StyleIllumination, TranslatedIllumination
 from icda.transforms.lift import LiftIllumination
+from icda.transforms.normalize import NormalizeInside
 from icda.transforms.relight import RelightIllumination
 from icda.transforms.seeding import reseed
 from icda.transforms.spatial import WARPS, SpatialCEM
@@ -16,6 +17,7 @@ __all__ = [
     "ILLUMINATIONS",
     "WARPS",
     "LiftIllumination",
+    "NormalizeInside",
     "RelightIllumination",
     "SpatialCEM",
     "StyleIllumination",

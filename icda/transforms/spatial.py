@@ -13,7 +13,7 @@ from albumentations.core.type_definitions import Targets
 
 from icda.errors import UserError
 from icda.transforms import warps as geometry
-from icda.transforms.checks import check_number
+from icda.transforms.checks import check_number, check_rgb
 
 WARPS = ("homography", "tps", "affine_tps")
 INTERPOLATIONS = ("nearest", "bilinear")
@@ -26,6 +26,7 @@ _DRAWS = {
 # cv2.remap takes these types, reads indices of 16 bits, and fills at most four channels a call.
 _REMAP_TYPES = (np.uint8, np.uint16, np.int16, np.float32, np.float64)
 _REMAP_CHANNELS = 4
+_PACKED = (3, 4)  # channels of 8 bits that make one number of 32
 _LARGEST_SIDE = np.iinfo(np.int16).max - 1
 # Images of one run have one size, or two where training and validation differ.
 _CACHED_SIZES = 2
@@ -49,6 +50,8 @@ class SpatialCEM(A.DualTransform):
             image.
         fill_mask: Value of mask pixels outside. It must be the ignore index of the data set; 255 is the
             usual one.
+        alpha: Whether images, which must then be RGB uint8, come out as RGBA: 255 inside and 0 outside. What is
+            outside can so be told from what only looks like `fill` (see `NormalizeInside`).
         homography_scale: Furthest a corner moves along one axis, 0 to below 0.5; the image is 2 wide.
         tps_scale: Furthest a control point of the spline moves along one axis, 0..1.
         affine_tps_scale: The same for the weak spline of "affine_tps", 0..1.
@@ -73,6 +76,7 @@ class SpatialCEM(A.DualTransform):
         interpolation: str = "nearest",
         fill: float | Sequence[float] = 0,
         fill_mask: int = 255,
+        alpha: bool = False,
         homography_scale: float = 0.333,
         tps_scale: float = 0.333,
         affine_tps_scale: float = 0.08,
@@ -98,6 +102,7 @@ class SpatialCEM(A.DualTransform):
         self.interpolation = interpolation
         self.fill = values if isinstance(fill, Sequence) else fill
         self.fill_mask = fill_mask
+        self.alpha = bool(alpha)
         # From 0.5 on, the moved corners may no longer be a convex quadrilateral: no homography then.
         self.homography_scale = check_number(owner, "homography_scale", homography_scale, 0, below_half)
         self.tps_scale = check_number(owner, "tps_scale", tps_scale, 0, 1)
@@ -105,7 +110,7 @@ class SpatialCEM(A.DualTransform):
         self.rotation = check_number(owner, "rotation", rotation, 0, math.pi)
         self.zoom = check_number(owner, "zoom", zoom, 0, below_one)
         self.translation = check_number(owner, "translation", translation, 0, 2)
-        self._basis: dict[tuple[int, int], np.ndarray] = {}
+        self._basis: dict[tuple[int, int], geometry.SplineBasis] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """State without the cache: it is large and quickly made again (pickling for data-loader workers)."""
@@ -183,24 +188,28 @@ class SpatialCEM(A.DualTransform):
             )
         warp = self.py_random.choice(self.warps)
         uniform = self.random_generator.random(_DRAWS[warp])
-        position = self.grid(warp, uniform, height, width)
-        position += 1
-        rows = position.reshape(height, -1)  # long rows: numpy is slow where the last axis has two elements
-        rows *= np.tile(np.array(((width - 1) / 2, (height - 1) / 2), np.float32), width)
+        half = np.array(((width - 1) / 2, (height - 1) / 2))
+        position = cv2.transform(self.grid(warp, uniform, height, width), np.column_stack([np.diag(half), half]))
         # Rounds half to even and saturates, so that a far position cannot wrap around into the image.
         index, _ = cv2.convertMaps(position, None, cv2.CV_16SC2, nninterpolation=True)
         return {"warp": warp, "uniform": uniform, "position": position, "index": index}
 
     def apply(self, img: np.ndarray, position: np.ndarray, index: np.ndarray, **params: Any) -> np.ndarray:
-        """Warps one image (H, W) or (H, W, C)."""
+        """Warps one image (H, W) or (H, W, C); with `alpha`, (H, W, 3) becomes (H, W, 4)."""
+        if self.alpha:
+            check_rgb(type(self).__name__, "image", img)
         fill = np.asarray(self.fill, np.float64)
         channels = 1 if img.ndim == 2 else img.shape[2]
         if fill.size not in (1, channels):
             raise UserError(f"{type(self).__name__}: fill has {fill.size} values, the image {channels} channels.")
         self._check_size(img, index)
-        if self.interpolation == "nearest" or img.dtype not in _REMAP_TYPES:
-            return _read_nearest(img, index, np.resize(fill, channels))
-        return _read_bilinear(img, position, index, np.resize(fill, channels))
+        fill = np.resize(fill, channels)
+        if self.interpolation == "bilinear" and img.dtype in _REMAP_TYPES:
+            warped = _read_bilinear(img, position, index, fill)
+            return cv2.merge([*cv2.split(warped), 255 * _inside(index, *img.shape[:2])]) if self.alpha else warped
+        if self.alpha:
+            return _read_nearest(cv2.cvtColor(img, cv2.COLOR_RGB2RGBA), index, np.append(fill, 0))
+        return _read_nearest(img, index, fill)
 
     def apply_to_mask(self, mask: np.ndarray, index: np.ndarray, **params: Any) -> np.ndarray:
         """Warps one mask (H, W) or (H, W, C) by nearest neighbour."""
@@ -222,21 +231,24 @@ class SpatialCEM(A.DualTransform):
             )
 
 
-def _outside(index: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Which pixels read outside: (H, W, 2) int16 indices (x, y) -> (H, W) bool."""
+def _inside(index: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Which pixels read inside: (H, W, 2) int16 indices (x, y) -> (H, W) uint8, 1 inside and 0 outside."""
     # As unsigned numbers, negative indices are too large as well: one comparison instead of two.
-    x, y = index[..., 0].view(np.uint16), index[..., 1].view(np.uint16)
-    return (x >= width) | (y >= height)
+    below = index.view(np.uint16).reshape(height, -1) < np.tile(np.array((width, height), np.uint16), width)
+    both = np.array((True, True)).view(np.uint16)
+    return (below.view(np.uint16) == both).view(np.uint8)  # a tenth of the time of asking along an axis of two
 
 
 def _read_nearest(array: np.ndarray, index: np.ndarray, fill: np.ndarray) -> np.ndarray:
     """array[y, x] at integer indices, `fill` (one value per channel) outside; keeps type and dimensions."""
     height, width = array.shape[:2]
     flat = array.reshape(height, width, -1)
+    if array.dtype == np.uint8 and flat.shape[2] in _PACKED:
+        return _read_packed(flat, index, fill)
     if array.dtype not in _REMAP_TYPES:
         x, y = np.clip(index[..., 0], 0, width - 1), np.clip(index[..., 1], 0, height - 1)
         out = flat[y, x]
-        out[_outside(index, height, width)] = fill.astype(array.dtype)
+        out[_inside(index, height, width) == 0] = fill.astype(array.dtype)
         return out.reshape(array.shape)
     parts = []
     for start in range(0, flat.shape[2], _REMAP_CHANNELS):
@@ -248,11 +260,22 @@ def _read_nearest(array: np.ndarray, index: np.ndarray, fill: np.ndarray) -> np.
     return out.reshape(array.shape)
 
 
+def _read_packed(array: np.ndarray, index: np.ndarray, fill: np.ndarray) -> np.ndarray:
+    """`_read_nearest` of (H, W, 3) or (H, W, 4) uint8, each pixel moved as one number: half the time."""
+    pixels = cv2.cvtColor(array, cv2.COLOR_RGB2RGBA) if array.shape[2] == 3 else np.ascontiguousarray(array)
+    colour = np.resize(fill, 4).clip(0, np.iinfo(np.uint8).max).round().astype(np.uint8)
+    border = float(colour.view(np.int32)[0])
+    pixels = pixels.view(np.int32)[..., 0]
+    warped = cv2.remap(pixels, index, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=border)
+    warped = warped.view(np.uint8).reshape(*array.shape[:2], 4)
+    return cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB) if array.shape[2] == 3 else warped
+
+
 def _read_bilinear(array: np.ndarray, position: np.ndarray, index: np.ndarray, fill: np.ndarray) -> np.ndarray:
     """`array` between pixels, `fill` where `index` is outside; the image's edge is repeated up to there."""
     height, width = array.shape[:2]
     flat = array.reshape(height, width, -1)
-    inside = (~_outside(index, height, width)).view(np.uint8)
+    inside = _inside(index, height, width)
     parts = []
     for start in range(0, flat.shape[2], _REMAP_CHANNELS):
         part = np.ascontiguousarray(flat[..., start : start + _REMAP_CHANNELS])

@@ -12,7 +12,7 @@ import torch
 from torchvision.transforms import functional as reference
 
 from icda.errors import UserError
-from icda.transforms import ILLUMINATIONS, build_cem, reseed
+from icda.transforms import ILLUMINATIONS, WARPS, SpatialCEM, build_cem, reseed
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -53,12 +53,48 @@ def test_every_kind_gives_a_normalised_image_with_its_label(illumination: str, s
 def test_order_and_published_defaults() -> None:
     steps = build("translated").transforms
     names = [type(step).__name__ for step in steps]
-    assert names == ["TranslatedIllumination", "ColorJitter", "GaussianBlur", "Normalize", "SpatialCEM"]
-    jitter, blur, normalize, warp = steps[1:]
+    assert names == ["TranslatedIllumination", "ColorJitter", "GaussianBlur", "SpatialCEM", "NormalizeInside"]
+    jitter, blur, warp, normalize = steps[1:]
     assert jitter.brightness == jitter.contrast == jitter.saturation == (0.4, 1.6)
     assert jitter.hue == (0, 0) and jitter.p == 1
     assert blur.blur_limit == (7, 7) and blur.sigma_limit == (0.2, 2.0) and blur.p == 0.2
-    assert normalize.max_pixel_value == 255 and (warp.fill, warp.fill_mask, warp.p) == (0, 255, 1)
+    assert (normalize.mean, normalize.std) == (MEAN, STD) and (warp.fill, warp.fill_mask, warp.p) == (0, 255, 1)
+
+
+@pytest.mark.parametrize("warp", WARPS)
+@pytest.mark.parametrize("size", [(40, 56), (37, 37), (23, 64)])
+def test_nearest_warp_and_normalisation_may_change_places(warp: str, size: tuple[int, int]) -> None:
+    """The published order, normalise first and bring in 0, gives the same numbers bit for bit."""
+    rng = np.random.default_rng(1)
+    image, mask = rng.integers(0, 256, (*size, 3), np.uint8), rng.integers(0, 19, size, np.uint8)
+    published = A.Compose([A.Normalize(mean=MEAN, std=STD), SpatialCEM(warp, fill=0)])
+    ours = build(jitter_p=0, blur_p=0, spatial={"warps": [warp]})
+    for seed in range(8):
+        expected, out = (run(pipeline, {"image": image, "mask": mask}, seed) for pipeline in (published, ours))
+        assert out["image"].dtype == np.float32 and out["image"].flags.c_contiguous
+        np.testing.assert_array_equal(out["image"].view(np.int32), expected["image"].view(np.int32))
+        np.testing.assert_array_equal(out["mask"], expected["mask"])
+
+
+@pytest.mark.parametrize("warp", WARPS)
+def test_bilinear_warp_before_normalisation_rounds_to_levels(warp: str) -> None:
+    """Between pixels the warp now gives whole levels: off by half a level, and cv2 weighs in steps of 1/32."""
+    rng = np.random.default_rng(1)
+    image, mask = rng.integers(0, 256, (37, 48, 3), np.uint8), rng.integers(0, 19, (37, 48), np.uint8)
+    published = A.Compose([A.Normalize(mean=MEAN, std=STD), SpatialCEM(warp, "bilinear", fill=0)])
+    ours = build(jitter_p=0, blur_p=0, spatial={"warps": [warp], "interpolation": "bilinear"})
+    for seed in range(4):
+        expected, out = (run(pipeline, {"image": image, "mask": mask}, seed) for pipeline in (published, ours))
+        np.testing.assert_array_equal(out["mask"], expected["mask"])
+        np.testing.assert_array_equal((out["image"] == 0).all(-1), (expected["image"] == 0).all(-1))
+        assert np.abs((out["image"] - expected["image"]) * STD * 255).max() <= 0.51
+
+
+def test_a_warp_that_is_left_out_now_and_then_leaves_a_normalised_image(sample: dict) -> None:
+    pipeline = build(jitter_p=0, blur_p=0, spatial={"p": 0.5})
+    expected = A.Normalize(mean=MEAN, std=STD)(image=sample["image"])["image"]
+    found = [np.array_equal(run(pipeline, sample, seed)["image"], expected) for seed in range(40)]
+    assert 8 < sum(found) < 32
 
 
 def test_fill_mask_is_the_one_that_was_given(sample: dict) -> None:
@@ -157,6 +193,7 @@ def test_one_stream_for_all_transforms_makes_them_independent() -> None:
         ({"illumination": "none", "illumination_options": {"p": 1}}, "takes no options"),
         ({"illumination": "style", "illumination_options": {"strenght": 1}}, "strenght"),
         ({"illumination": "none", "spatial": {"fill_mask": 0}}, "fill_mask"),
+        ({"illumination": "none", "spatial": {"alpha": False}}, "alpha"),
         ({"illumination": "none", "spatial": {"warp": "tps"}}, "unknown option"),
         ({"illumination": "none", "spatial": 3}, "mapping"),
         ({"illumination": "none", "brightness": 1.5}, "brightness"),

@@ -51,6 +51,36 @@ def test_nearest_agrees_with_torch_grid_sample(warp: str, size: tuple[int, int])
         np.testing.assert_array_equal(transform.apply_to_mask(numbers, **params), expected[0, 0].numpy())
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+def test_images_of_bytes_are_read_as_masks_are(channels: int) -> None:
+    """Pixels of three or four bytes are moved as one number; each channel must come out as if it were alone."""
+    image = np.random.default_rng(0).integers(0, 256, (45, 31, channels), np.uint8)
+    fill = (200, 0, 255, 128, 3)[:channels]
+    transform = SpatialCEM(fill=fill)
+    for seed in range(6):
+        params = drawn(transform, 45, 31, seed)
+        out = transform.apply(image, **params)
+        assert out.shape == image.shape and out.dtype == np.uint8
+        for channel, value in enumerate(fill):
+            alone = SpatialCEM(fill_mask=value).apply_to_mask(image[..., channel].astype(np.int64), **params)
+            np.testing.assert_array_equal(out[..., channel], alone)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+@pytest.mark.parametrize("size", [(33, 50), (40, 40), (1, 7)])
+def test_alpha_tells_what_is_outside(interpolation: str, size: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    plain, alpha = (SpatialCEM(interpolation=interpolation, fill=(9, 8, 7), alpha=a) for a in (False, True))
+    for seed in range(6):
+        params = drawn(plain, *size, seed)
+        mask = plain.apply_to_mask(np.zeros(size, np.uint8), **params)
+        out = alpha.apply(image, **params)
+        np.testing.assert_array_equal(out[..., 3], 255 - mask)
+        np.testing.assert_array_equal(out[..., :3], plain.apply(image, **params))
+    with pytest.raises(UserError, match="expected an RGB image"):
+        alpha.apply(image.astype(np.float32), **params)
+
+
 @pytest.mark.parametrize("warp", WARPS)
 def test_bilinear_reads_between_pixels_and_has_the_same_outside(warp: str) -> None:
     height, width = 40, 56
