@@ -186,7 +186,9 @@ class PairStream(Dataset):
             aids["style_image"] = night
         reseed(self.cem, int(self._generator(position, _CEM).integers(2**31)))
         enhanced = self.cem(image=plain, mask=cropped, **aids)
-        sample["enhanced"] = torch.from_numpy(np.ascontiguousarray(enhanced["image"].transpose(2, 0, 1)))
+        planes = np.empty((3, *cropped.shape), np.float32)
+        cv2.split(enhanced["image"], [*planes])  # half the time of a transposed copy
+        sample["enhanced"] = torch.from_numpy(planes)
         sample["enhanced_label"] = torch.from_numpy(enhanced["mask"].astype(np.int64))
 
     @property

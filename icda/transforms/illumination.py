@@ -178,7 +178,8 @@ class StyleIllumination(_Companion):
         sigma = strength * noise * light.noise_level(gray)
         if sigma > 0:
             rgb += light.grain(np.random.default_rng(noise_seed), height, width) * np.float32(sigma)
-        return np.rint(np.clip(rgb, 0, np.iinfo(np.uint8).max)).astype(np.uint8)
+        # cv2 rounds half to even and saturates, but takes the absolute value first: no value may be below 0.
+        return cv2.convertScaleAbs(np.maximum(rgb, 0, out=rgb)).reshape(img.shape)
 
 
 def _thin(image: np.ndarray, longest: int = 160) -> np.ndarray:
