@@ -14,6 +14,50 @@ from torch.nn import functional as F
 from torchvision.ops import Conv2dNormActivation
 
 
+class DilatedDepthwiseConv(nn.Conv2d):
+    """3 x 3 depthwise convolution with a dilation, phase by phase where that is faster.
+
+    On a CPU, a channels-last map is split into the ``dilation ** 2`` maps of every so many cells, which are convolved
+    without dilation: oneDNN has fast kernels for that, but none for the gradients of dilated depthwise convolutions,
+    which take it 5 to 20 times as long. The sums are the same, term by term.
+
+    Args:
+        channels: Channels of the map.
+        dilation: In cells; the map keeps its size.
+    """
+
+    def __init__(self, channels: int, dilation: int) -> None:
+        super().__init__(channels, channels, 3, padding=dilation, dilation=dilation, groups=channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve.
+
+        Args:
+            x: (B, channels, H, W) float.
+
+        Returns:
+            A tensor of the same shape and memory format.
+        """
+        d = self.dilation[0]
+        if d == 1 or not _by_phases(x):
+            return super().forward(x)
+        batch, channels, height, width = x.shape
+        x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, -width % d, 0, -height % d))
+        rows, columns = x.shape[1] // d, x.shape[2] // d
+        x = x.reshape(batch, rows, d, columns, d, channels).permute(0, 2, 4, 1, 3, 5)
+        x = x.reshape(batch * d * d, rows, columns, channels)
+        x = F.conv2d(x.permute(0, 3, 1, 2), self.weight, self.bias, padding=1, groups=channels).permute(0, 2, 3, 1)
+        x = x.reshape(batch, d, d, rows, columns, channels).permute(0, 3, 1, 4, 2, 5)
+        x = x.reshape(batch, rows * d, columns * d, channels)[:, :height, :width]
+        return x.contiguous().permute(0, 3, 1, 2)
+
+
+def _by_phases(x: Tensor) -> bool:
+    """Whether a map is convolved phase by phase; not in a graph that is traced to be run elsewhere."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last) and not traced
+
+
 class DepthwiseSeparableConv(nn.Sequential):
     """3 x 3 depthwise convolution, then 1 x 1 convolution, each with batch norm and ReLU.
 
@@ -25,7 +69,9 @@ class DepthwiseSeparableConv(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int, dilation: int) -> None:
         super().__init__(
-            Conv2dNormActivation(in_channels, in_channels, 3, groups=in_channels, dilation=dilation),
+            nn.Sequential(
+                DilatedDepthwiseConv(in_channels, dilation), nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True)
+            ),
             Conv2dNormActivation(in_channels, out_channels, 1),
         )
 
@@ -78,13 +124,26 @@ class DAFormerHead(nn.Module):
         """
         if len(maps) != len(self.embed):
             raise ValueError(f"got {len(maps)} maps, expected {len(self.embed)}, one for each of in_channels")
+        # One after the other, so that each frees what it read, where nothing is kept for a backward pass.
+        x = self._context(self._joined(maps))
+        return self.classifier(self.dropout(self.bottleneck(x)))
+
+    def _joined(self, maps: Sequence[Tensor]) -> Tensor:
+        """All maps, embedded and brought to the first one's size, as one map."""
         size = maps[0].shape[2:]
         embedded = []
         for linear, features in zip(self.embed, maps, strict=True):
             x = F.conv2d(features, linear.weight[:, :, None, None], linear.bias)  # the linear layer, cell by cell
+            if x.device.type == "cpu":  # see DilatedDepthwiseConv
+                x = x.contiguous(memory_format=torch.channels_last)
             if x.shape[2:] != size:
                 x = F.interpolate(x, size, mode="bilinear", align_corners=False)
             embedded.append(x)
-        joined = torch.cat(embedded, 1)
+        return torch.cat(embedded, 1)
+
+    def _context(self, joined: Tensor) -> Tensor:
+        """What the branches make of the joined map, as one map."""
         context = torch.cat([branch(joined) for branch in self.branches], 1)
-        return self.classifier(self.dropout(self.bottleneck(context)))
+        # oneDNN's float32 kernels for the 3 x 3 convolution that follows take 1.3 times as long for channels-last
+        # maps.
+        return context.contiguous() if context.dtype == torch.float32 else context

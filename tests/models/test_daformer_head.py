@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from icda.models import DAFormerHead
+from icda.models.daformer_head import DilatedDepthwiseConv
 
 WIDTHS = (8, 16, 32, 64)
 
@@ -42,6 +43,29 @@ def test_convolutions_before_a_norm_have_no_bias_and_norms_are_the_methods():
     assert [m.bias is None for m in convolutions] == [True] * len(norms) + [False]
     assert [m.dilation[0] for m in convolutions if m.groups > 1] == [6, 12, 18]
     assert all(m.padding == m.dilation for m in convolutions if m.kernel_size == (3, 3))
+
+
+@pytest.mark.parametrize("dilation", [1, 2, 6, 18])
+@pytest.mark.parametrize("size", [(36, 18), (17, 23), (5, 40)])
+@pytest.mark.parametrize("bias", [False, True])  # one comes where batch norm is folded in
+def test_phases_are_the_dilated_convolution(dilation, size, bias):
+    torch.manual_seed(0)
+    conv = DilatedDepthwiseConv(6, dilation).double()
+    if bias:
+        conv.bias = nn.Parameter(torch.randn(6, dtype=torch.float64))
+    plain = torch.randn(2, 6, *size, dtype=torch.float64)
+    results = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        conv.zero_grad()
+        x = plain.clone(memory_format=memory_format).requires_grad_()
+        y = conv(x)
+        assert y.is_contiguous(memory_format=memory_format)
+        y.square().sum().backward()
+        results.append((y, x.grad, conv.weight.grad))
+    expected = nn.functional.conv2d(plain, conv.weight, conv.bias, 1, dilation, dilation, 6)
+    torch.testing.assert_close(results[1][0], expected, rtol=1e-13, atol=1e-13)
+    for ours, others in zip(*results, strict=True):
+        torch.testing.assert_close(ours, others, rtol=1e-12, atol=1e-12)
 
 
 def test_wrong_number_of_maps():
