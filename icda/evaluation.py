@@ -12,7 +12,7 @@ from tqdm import tqdm
 from icda.data.base import SegmentationDataset
 from icda.data.loader import EvaluationImages, batches
 from icda.distributed import any_over_ranks, is_main, rank, sum_over_ranks, world_size
-from icda.inference import enough_memory, labels_and_confidence_at, labels_at
+from icda.inference import WHOLE, Views, enough_memory, labels_and_confidence_at, labels_at
 from icda.metrics import ConfusionMatrix, UncertaintyIoU
 from icda.models import SegmentationModel
 
@@ -25,6 +25,7 @@ def evaluate(
     dataset: SegmentationDataset,
     device: torch.device,
     *,
+    views: Views = WHOLE,
     workers: int = 0,
     timeout: float = 0,
     progress: bool = False,
@@ -42,6 +43,7 @@ def evaluate(
         model: The model; its encoder and head are used, and the night image alone.
         dataset: Labelled images.
         device: Where the model is.
+        views: How images are shown to the network.
         workers: Processes that read images.
         timeout: Seconds to wait for an image of the workers; see ``icda.data.loader.batches``.
         progress: Whether to show a progress bar, on a terminal.
@@ -80,15 +82,19 @@ def evaluate(
             break
         with enough_memory(tuple(image.shape[2:]), _SMALLER):
             if uncertainty is None:
-                prediction = predict(model, image.to(device), label.shape[1:])[0].cpu().numpy()
+                labels, confidences = predict(model, image.to(device), label.shape[1:], views), None
             else:
-                labels, confidences = labels_and_confidence_at(model(image.to(device)), label.shape[1:])
-                prediction, confidence = (tensor[0].cpu().numpy() for tensor in (labels, confidences))
-        if uncertainty is not None:
-            uncertainty.update(prediction, confidence, label[0].numpy(), dataset.invalid(int(index)))
-        matrix.update(prediction, label[0].numpy())
+                logits, mirrored = views.logits(model, image.to(device))
+                labels, confidences = labels_and_confidence_at(logits, label.shape[1:], mirrored)
+            if labels.device.type == "cpu":
+                matrix.update(labels[0].numpy(), label[0].numpy())
+            else:  # the counts are less to fetch than the labels
+                matrix.update_tensors(labels[0], label[0].to(device))
+        if uncertainty is not None and confidences is not None:
+            invalid = dataset.invalid(int(index))
+            uncertainty.update(labels[0].cpu().numpy(), confidences[0].cpu().numpy(), label[0].numpy(), invalid)
         if on_prediction is not None:
-            on_prediction(int(index), prediction)
+            on_prediction(int(index), labels[0].cpu().numpy())
         done += 1
     model.train(was_training)
     if any_over_ranks([stop() or done < len(order)], device)[0]:
@@ -98,6 +104,7 @@ def evaluate(
     return matrix
 
 
-def predict(model: SegmentationModel, images: Tensor, size: tuple[int, ...]) -> Tensor:
+def predict(model: SegmentationModel, images: Tensor, size: tuple[int, ...], views: Views = WHOLE) -> Tensor:
     """Train ids at ``size`` (h, w) of normalised images (B, 3, H, W): (B, h, w) uint8."""
-    return labels_at(model(images), size)
+    logits, mirrored = views.logits(model, images)
+    return labels_at(logits, tuple(size), mirrored)

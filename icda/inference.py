@@ -1,9 +1,11 @@
-"""From logits to labels at full size."""
+"""Pictures through the network, whole or by windows, plain or mirrored too; from logits to labels at full size."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from numbers import Integral
 
 import cv2
 import numpy as np
@@ -12,58 +14,248 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from icda.errors import UserError
+from icda.folding import prepared
 from icda.models import SegmentationModel
 
+__all__ = ["WHOLE", "Views", "enough_memory", "labels_and_confidence_at", "labels_at", "prepared", "segment"]
 
-def labels_at(logits: Tensor, size: tuple[int, int]) -> Tensor:
+_CPU_STRIP, _GPU_STRIP = 2**18, 2**21
+"""Pixels that are brought to full size at a time: what stays in a core's cache; what fills a GPU."""
+_BATCH = 2**20
+"""Pixels of the windows that go through the network at a time, where one window has no more."""
+
+
+def labels_at(logits: Tensor, size: tuple[int, int], mirrored: Tensor | None = None) -> Tensor:
     """Train ids of logits brought bilinearly to a size (method section 4).
 
-    The same labels as resizing all logits and taking the argmax, but the classes are resized one after the other,
-    which needs a tenth of the memory (a photograph of 12 megapixels has 0.9 GB of logits) and less time on a CPU.
+    The same labels as resizing all logits and taking the argmax, but strip by strip, which needs a tenth of the
+    memory (a photograph of 12 megapixels has 0.9 GB of logits) and a fraction of the time on a CPU.
 
     Args:
         logits: (B, C, H, W) float.
         size: Height and width (h, w) of the labels.
+        mirrored: Logits (B, C, H, W) of the mirrored picture, mirrored back; then labels are those of the mean of
+            both softmax probabilities at the labels' size.
 
     Returns:
         (B, h, w) uint8; of equal logits the first class.
     """
-    best = _resized(logits, 0, size)
-    labels = torch.zeros_like(best, dtype=torch.uint8)
-    for k in range(1, logits.shape[1]):
-        other = _resized(logits, k, size)
-        labels.masked_fill_(other > best, k)
-        best = torch.maximum(best, other)
-    return labels
+    return _segmented(logits, size, mirrored, False)[0]
 
 
-def labels_and_confidence_at(logits: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def labels_and_confidence_at(
+    logits: Tensor, size: tuple[int, int], mirrored: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Train ids as ``labels_at`` gives them, and the softmax probability of each.
 
     Args:
         logits: (B, C, H, W) float.
         size: Height and width (h, w) of the labels.
+        mirrored: See ``labels_at``.
 
     Returns:
-        Train ids (B, h, w) uint8 and probabilities (B, h, w) of the logits' type, from 1 / C to 1.
+        Train ids (B, h, w) uint8 and probabilities (B, h, w) float32, from 1 / C to 1.
     """
-    best = _resized(logits, 0, size)
-    labels = torch.zeros_like(best, dtype=torch.uint8)
-    total = torch.ones_like(best)  # sum over the classes so far of exp(logit - best)
-    for k in range(1, logits.shape[1]):
-        other = _resized(logits, k, size)
-        labels.masked_fill_(other > best, k)
-        higher = torch.maximum(best, other)
-        total.mul_(best.sub_(higher).exp_()).add_(other.sub_(higher).exp_())
-        best = higher
-    return labels, total.reciprocal_()
+    labels, confidence = _segmented(logits, size, mirrored, True)
+    assert confidence is not None
+    return labels, confidence
 
 
-def _resized(logits: Tensor, k: int, size: tuple[int, int]) -> Tensor:
-    """Logits of class k at a size, (B, h, w); a tensor of its own."""
-    if tuple(logits.shape[2:]) == tuple(size):
-        return logits[:, k].clone()
-    return F.interpolate(logits[:, k : k + 1], tuple(size), mode="bilinear", align_corners=False)[:, 0]
+@torch.no_grad()
+def _segmented(
+    logits: Tensor, size: tuple[int, int], mirrored: Tensor | None, confident: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Labels and, if asked for, confidences, with memory for all classes of one strip alone."""
+    (batch, classes), (height, width), device = logits.shape[:2], size, logits.device
+    per_strip = _CPU_STRIP if device.type == "cpu" else _GPU_STRIP
+    height_of_strip = min(height, max(1, per_strip // (batch * width)))
+    labels = torch.empty(batch, height, width, dtype=torch.uint8, device=device)
+    confidence = torch.empty(batch, height, width, device=device) if confident else None
+    kept = classes if confident or mirrored is not None else 1
+    planes = torch.empty(kept, batch, height_of_strip, width, device=device)
+    work = torch.empty(4, batch, height_of_strip, width, device=device)
+    for start in range(0, height, height_of_strip):
+        rows = slice(start, min(start + height_of_strip, height))
+        own, (best, first, mark, spare) = planes[:, :, : rows.stop - start], work[:, :, : rows.stop - start]
+        _argmax(_planes(logits, size, rows, own, spare), best, first, mark)
+        if mirrored is not None:
+            # The mean of probabilities, not of logits: as MMSegmentation does it.
+            own.div_(_exponentials(own, best, mark))
+            other = torch.empty_like(own)
+            _argmax(_planes(mirrored, size, rows, other, spare), best, first, mark)
+            other.div_(_exponentials(other, best, mark))
+            _argmax(own.add_(other).div_(2), best, first, mark)
+        elif confident:
+            torch.reciprocal(_exponentials(own, best, mark), out=best)
+        labels[:, rows] = first
+        if confidence is not None:
+            confidence[:, rows] = best
+    return labels, confidence
+
+
+def _planes(logits: Tensor, size: tuple[int, int], rows: slice, out: Tensor, spare: Tensor) -> Iterator[Tensor]:
+    """The classes' logits (B, n, w) in some rows at a size, one after the other.
+
+    Each row is widened once, then rows are mixed: most of the result's elements cost one multiplication. What
+    ``F.interpolate`` costs is spent on the rows of the logits alone.
+
+    Args:
+        logits: (B, C, H, W) float.
+        size: Height and width (h, w).
+        rows: The n rows of the result.
+        out: (C or 1, B, n, w) float32; with 1, each plane takes the place of the one before.
+        spare: (B, n, w) float32.
+    """
+    above, below, weight = (values[rows] for values in _neighbours(logits.shape[2], size[0]))
+    first, last = int(above[0]), int(below[-1]) + 1
+    part = logits[:, :, first:last].float()
+    if part.shape[3] != size[1]:
+        part = F.interpolate(part, (part.shape[2], size[1]), mode="bilinear", align_corners=False)
+    above, below = (above - first).to(part.device), (below - first).to(part.device)
+    weight = weight[:, None].to(part.device)
+    for k in range(logits.shape[1]):
+        plane = out[k % len(out)]
+        torch.index_select(part[:, k], 1, above, out=plane)
+        torch.index_select(part[:, k], 1, below, out=spare)
+        yield plane.lerp_(spare, weight)
+
+
+def _neighbours(cells: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Between which two of ``cells`` cells each of ``count`` lies, int64, and its distance from the first, 0..1.
+
+    Rounded to float32 where PyTorch's bilinear interpolation does it, so that labels are the same.
+    """
+    scale = torch.tensor(cells / count, dtype=torch.float32).double()
+    place = ((torch.arange(count) + 0.5).double() * scale - 0.5).float().clamp_(min=0)
+    above = place.long().clamp_(max=cells - 1)
+    return above, (above + 1).clamp_(max=cells - 1), place - above
+
+
+def _argmax(planes: Iterable[Tensor], best: Tensor, first: Tensor, mark: Tensor) -> None:
+    """The largest of planes (B, n, w) into ``best``, and the number of the first that reaches it into ``first``.
+
+    ``first`` is float32: PyTorch compares floats into floats several times as fast as into bool on a CPU.
+    """
+    first.zero_()
+    for k, plane in enumerate(planes):
+        if k == 0:
+            best.copy_(plane)
+            continue
+        torch.gt(plane, best, out=mark)
+        torch.maximum(plane, best, out=best)
+        torch.maximum(first, mark.mul_(k), out=first)
+
+
+def _exponentials(planes: Tensor, best: Tensor, total: Tensor) -> Tensor:
+    """Makes exp(logit - maximum) of the logits in ``planes`` (C, B, n, w), given their maximum (B, n, w).
+
+    Returns:
+        Their sum over the classes, (B, n, w), in ``total``.
+    """
+    total.zero_()
+    for plane in planes:
+        total.add_(plane.sub_(best).exp_())
+    return total
+
+
+@dataclass(frozen=True)
+class Views:
+    """How a picture is shown to the network: whole or by windows, and whether mirrored as well.
+
+    Args:
+        window: Height and width of sliding windows in pixels of the picture as it enters; None shows it whole.
+        stride: Height and width by which they move.
+        flip: Whether the mean of the probabilities of the picture and of its mirror image decides.
+    """
+
+    window: tuple[int, int] | None = None
+    stride: tuple[int, int] | None = None
+    flip: bool = False
+
+    @classmethod
+    def of(cls, window: Sequence[int] | None, stride: Sequence[int] | None, flip: bool) -> Views:
+        """Views as settings name them.
+
+        Args:
+            window: Height and width, or None.
+            stride: Height and width; None takes two thirds of the window's, as MMSegmentation's settings do.
+            flip: Whether the mirror image is shown as well.
+
+        Raises:
+            UserError: If they are none, or do not go together.
+        """
+        if not isinstance(flip, bool):
+            raise UserError(f"flip={flip!r:.60} is not known; give true or false")
+        if window is None:
+            if stride is not None:
+                raise UserError(f"stride={stride!r:.60} is given, but no window; give window=[height,width] as well")
+            return cls(None, None, flip)
+        height, width = _pixels("window", window)
+        step = (max(1, 2 * height // 3), max(1, 2 * width // 3)) if stride is None else _pixels("stride", stride)
+        if step[0] > height or step[1] > width:
+            raise UserError(
+                f"stride={list(step)} is larger than window={[height, width]}, so that windows would leave gaps; "
+                "give a smaller one"
+            )
+        return cls((height, width), step, flip)
+
+    def logits(self, model: SegmentationModel, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits of pictures at their own size.
+
+        Args:
+            model: In evaluation mode.
+            images: As they enter, (B, 3, H, W) float32, where the model is.
+
+        Returns:
+            Logits (B, C, H, W), and those of the mirrored pictures, mirrored back; None without ``flip``.
+        """
+        logits = self._forward(model, images)
+        return logits, self._forward(model, images.flip(-1)).flip(-1) if self.flip else None
+
+    def _forward(self, model: SegmentationModel, images: Tensor) -> Tensor:
+        """Logits of pictures, by windows as in MMSegmentation: where windows overlap, the mean of their logits.
+
+        The sum stands at the size of the pictures, not at that of the network's own logits, for windows begin at
+        any pixel; it needs no more memory than the logits of whole pictures.
+        """
+        if self.window is None or self.stride is None:
+            return model(images)
+        (batch, _, *size) = images.shape
+        tops, lefts = (_starts(*sides) for sides in zip(size, self.window, self.stride, strict=True))
+        height, width = min(self.window[0], size[0]), min(self.window[1], size[1])
+        corners = [(top, left) for top in tops for left in lefts]
+        together = max(1, _BATCH // (batch * height * width))
+        total = counts = None
+        for k in range(0, len(corners), together):
+            some = corners[k : k + together]
+            windows = torch.cat([images[:, :, y : y + height, x : x + width] for y, x in some])
+            logits = model(windows)
+            if total is None or counts is None:
+                total = logits.new_zeros(batch, logits.shape[1], *size)
+                counts = logits.new_zeros(*size)
+            for (y, x), part in zip(some, logits.split(batch), strict=True):
+                total[:, :, y : y + height, x : x + width] += part
+                counts[y : y + height, x : x + width] += 1
+        assert total is not None and counts is not None, size
+        return total.div_(counts)
+
+
+WHOLE = Views()
+"""The whole picture, as it is."""
+
+
+def _pixels(name: str, value: object) -> tuple[int, int]:
+    """A height and a width in pixels."""
+    pair = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else ()
+    if len(pair) == 2 and all(isinstance(v, Integral) and not isinstance(v, bool) and v > 0 for v in pair):
+        return int(pair[0]), int(pair[1])
+    raise UserError(f"{name}={value!r:.60} is not known; give [height,width] in pixels, or null")
+
+
+def _starts(side: int, window: int, stride: int) -> list[int]:
+    """Where windows begin along a side; the last is moved inwards, so that all have one size."""
+    count = max(side - window + stride - 1, 0) // stride + 1
+    return [max(min(i * stride, side - window), 0) for i in range(count)]
 
 
 @contextmanager
@@ -99,15 +291,16 @@ def _tells_of_memory(error: Exception) -> bool:
 
 @torch.inference_mode()
 def segment(
-    model: SegmentationModel, entering: Tensor, size: tuple[int, int], confidence: bool
+    model: SegmentationModel, entering: Tensor, size: tuple[int, int], confidence: bool, views: Views = WHOLE
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Segment one picture.
 
     Args:
-        model: In evaluation mode.
+        model: In evaluation mode; best one of ``prepared``.
         entering: The picture as it enters, normalised, (1, 3, h, w) float32, on any device.
         size: Height and width (H, W) of the result.
         confidence: Whether the softmax probabilities are wanted, too.
+        views: How the picture is shown to the network.
 
     Returns:
         Train ids (H, W) uint8, and their probabilities (H, W) float32 or None.
@@ -116,8 +309,8 @@ def segment(
         UserError: If the memory does not suffice.
     """
     with enough_memory(tuple(entering.shape[2:])):
-        logits = model(entering.to(model.mean.device))
+        logits = views.logits(model, entering.to(model.mean.device))
         if not confidence:
-            return labels_at(logits, size)[0].cpu().numpy(), None
-        labels, probability = labels_and_confidence_at(logits, size)
-        return labels[0].cpu().numpy(), probability[0].float().cpu().numpy()
+            return labels_at(logits[0], size, logits[1])[0].cpu().numpy(), None
+        labels, probability = labels_and_confidence_at(logits[0], size, logits[1])
+        return labels[0].cpu().numpy(), probability[0].cpu().numpy()

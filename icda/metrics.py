@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_CHUNK = 2**16  # pixels counted at a time: their pairs stay in the cache
 DEFAULT_STEPS = 100
 """Steps of the default grid of thresholds, each a hundredth of the range of confidences."""
 
@@ -42,9 +48,42 @@ class ConfusionMatrix:
             TypeError: If an array is not of an integer type.
             ValueError: If the shapes differ or are not (H, W), or an id is outside the range.
         """
-        _, prediction, label = _labelled_pixels(prediction, label, self.num_classes, self.ignore_index)
-        pairs = label.astype(np.intp) * self.num_classes + prediction.astype(np.intp)
-        self.matrix += np.bincount(pairs, minlength=self.matrix.size).reshape(self.matrix.shape)
+        prediction, label = np.asarray(prediction), np.asarray(label)
+        _check_ids(prediction.dtype, label.dtype, prediction.shape, label.shape)
+        counts = np.zeros_like(self.matrix)
+        rows = max(1, _CHUNK // max(1, label.shape[1]))
+        for start in range(0, len(label), rows):
+            part = slice(start, start + rows)
+            _, predicted, labelled = _labelled_pixels(
+                prediction[part], label[part], self.num_classes, self.ignore_index
+            )
+            pairs = labelled.astype(np.intp)
+            pairs *= self.num_classes
+            pairs += predicted.astype(np.intp)
+            counts += np.bincount(pairs, minlength=counts.size).reshape(counts.shape)
+        self.matrix += counts
+
+    def update_tensors(self, prediction: Tensor, label: Tensor) -> None:
+        """Count the pixels of one image on the device where it is; the counts alone are fetched.
+
+        Args:
+            prediction: As ``update`` takes it, a tensor.
+            label: As ``update`` takes it, a tensor on the same device.
+
+        Raises:
+            TypeError: See ``update``.
+            ValueError: See ``update``.
+        """
+        none = [tensor.flatten()[:0].cpu().numpy() for tensor in (prediction, label)]  # tells the type
+        _check_ids(none[0].dtype, none[1].dtype, tuple(prediction.shape), tuple(label.shape))
+        c, ignored, refused = self.num_classes, self.matrix.size, self.matrix.size + 1
+        ids, truth = prediction.long(), label.long()
+        valid = (ids >= 0) & (ids < c) & (truth >= 0) & (truth < c)
+        pairs = (truth * c + ids).where(valid, refused).where(truth != self.ignore_index, ignored)
+        counts = pairs.flatten().bincount(minlength=refused + 1).cpu().numpy()
+        if counts[refused]:
+            self.update(prediction.cpu().numpy(), label.cpu().numpy())  # says which ids they are
+        self.matrix += counts[:ignored].reshape(self.matrix.shape)
 
     def merge(self, other: ConfusionMatrix) -> None:
         """Add the counts of another matrix, for example another process's.
@@ -236,19 +275,26 @@ def _check_label_space(num_classes: int, ignore_index: int) -> None:
         raise ValueError(f"ignore_index is {ignore_index}, one of the {num_classes} classes")
 
 
+def _check_ids(
+    prediction: np.dtype, label: np.dtype, prediction_shape: tuple[int, ...], label_shape: tuple[int, ...]
+) -> None:
+    """Raise what the ``update`` methods say of types and shapes."""
+    for name, dtype in (("prediction", prediction), ("label", label)):
+        if not np.issubdtype(dtype, np.integer):
+            raise TypeError(f"{name} is {dtype}, expected an integer type (take the argmax of logits)")
+    if prediction_shape != label_shape or len(label_shape) != 2:
+        raise ValueError(
+            f"prediction is {prediction_shape}, label is {label_shape}; expected the same (H, W): resize the "
+            "logits to the label's size"
+        )
+
+
 def _labelled_pixels(
     prediction: np.ndarray, label: np.ndarray, num_classes: int, ignore_index: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Which pixels count, (H, W) bool, and prediction and label there, (N,); raises as the ``update`` methods say."""
     prediction, label = np.asarray(prediction), np.asarray(label)
-    for name, array in (("prediction", prediction), ("label", label)):
-        if not np.issubdtype(array.dtype, np.integer):
-            raise TypeError(f"{name} is {array.dtype}, expected an integer type (take the argmax of logits)")
-    if prediction.shape != label.shape or label.ndim != 2:
-        raise ValueError(
-            f"prediction is {prediction.shape}, label is {label.shape}; expected the same (H, W): resize the "
-            "logits to the label's size"
-        )
+    _check_ids(prediction.dtype, label.dtype, prediction.shape, label.shape)
     counted = label != ignore_index
     prediction, label = prediction[counted], label[counted]
     for name, array in (("prediction", prediction), ("label", label)):

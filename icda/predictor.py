@@ -14,10 +14,11 @@ from torch import Tensor
 from icda import viz
 from icda.data.classes import ClassSet
 from icda.errors import UserError
-from icda.inference import segment
+from icda.inference import Views, prepared, segment
 from icda.models import SegmentationModel
 from icda.prediction.inputs import InputSize, chosen_size, entering, training_size
 from icda.training.checkpoint import Trained
+from icda.training.precision import Precision
 
 _CHANNELS = 3
 _EXPECTED = "an RGB picture, a NumPy array (H, W, 3) of uint8; OpenCV's are BGR: image[:, :, ::-1]"
@@ -30,21 +31,38 @@ class Predictor:
     GPU comes back on that GPU.
 
     Args:
-        trained: From ``icda.training.checkpoint.load_trained``; its model is used, not copied.
+        trained: From ``icda.training.checkpoint.load_trained``. Its model is not changed and shares weights as far as
+            they stay what they are (``icda.inference.prepared``); drop it to free the rest.
         size: At which pictures enter the network: ``auto`` or None (the area of the training's validation images, in
             the picture's own shape), ``original``, or height and width in pixels.
+        precision: Of weights and maps: ``fp32``, ``bf16`` (CPU, and GPU that has it) or ``fp16`` (GPU alone).
+        window: Height and width of sliding windows, in pixels of the picture as it enters; None shows it whole.
+        stride: By which windows move, height and width; None takes two thirds of the window's.
+        flip: Whether the mean of the probabilities of the picture and of its mirror image decides.
 
     Attributes:
-        model: The network, in evaluation mode.
+        model: The network, prepared for inference.
         classes: The label space: names, colours, and how many there are.
         size: At which pictures enter the network.
+        views: How they are shown to it: whole or by windows, and whether mirrored as well.
 
     Raises:
-        UserError: If ``size`` is none of these.
+        UserError: If an argument is none of these, or the device cannot do the precision.
     """
 
-    def __init__(self, trained: Trained, size: str | Sequence[int] | None = None) -> None:
-        self.model: SegmentationModel = trained.model
+    def __init__(
+        self,
+        trained: Trained,
+        size: str | Sequence[int] | None = None,
+        *,
+        precision: str = "fp32",
+        window: Sequence[int] | None = None,
+        stride: Sequence[int] | None = None,
+        flip: bool = False,
+    ) -> None:
+        self.views: Views = Views.of(window, stride, flip)
+        dtype = Precision(precision, trained.model.mean.device).dtype
+        self.model: SegmentationModel = prepared(trained.model, dtype)
         self.classes: ClassSet = trained.classes
         self.size: InputSize = chosen_size(_checked_size(size), training_size(trained.config))
         self._mean = trained.model.mean.cpu().numpy()
@@ -133,7 +151,7 @@ class Predictor:
         """Train ids (H, W) uint8, and their probabilities (H, W) float32 if asked for."""
         image = _checked_image(image)
         network = entering(image, self.size, self._mean, self._std)[None]
-        return segment(self.model, network, image.shape[:2], confidence)
+        return segment(self.model, network, image.shape[:2], confidence, self.views)
 
 
 def _checked_size(size: object) -> str | tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,14 @@ from icda.data.setup import attach_cache, open_part, with_data
 from icda.device import pick_device
 from icda.errors import UserError
 from icda.evaluation import evaluate
+from icda.inference import Views, prepared
 from icda.metrics import UncertaintyIoU
 from icda.prediction.inputs import result_name
-from icda.prediction.outputs import PredictionWriter
+from icda.prediction.outputs import Background, PredictionWriter
+from icda.prediction.settings import PRECISION
 from icda.report import mean_scores, percent, scores, sets_table, table, uncertainty_scores, uncertainty_text
 from icda.training.checkpoint import Trained, load_trained
+from icda.training.precision import Precision
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +42,11 @@ class EvalConfig:
     prepared_dir: str | None
     sets: Any
     overlap: str
+    window: list[int] | None
+    stride: list[int] | None
+    flip: bool
     device: str
+    precision: str
     workers: int
     teacher: bool
     save_predictions: bool
@@ -49,6 +56,7 @@ class EvalConfig:
 _EVAL_CHECKS: tuple[Check, ...] = (
     ("sets", lambda v: v == "all" or (isinstance(v, ListConfig) and len(v) > 0), "all, or a list such as [val]"),
     OVERLAP,
+    PRECISION,
     *least(0, "workers"),
 )
 
@@ -65,7 +73,9 @@ def validate_eval(cfg: DictConfig) -> EvalConfig:
     own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "dataset"])
     if OmegaConf.is_missing(cfg, "ckpt"):
         raise UserError("ckpt is missing; give a checkpoint as ckpt=runs/.../checkpoints/best.pt")
-    return checked(EvalConfig, own, _EVAL_CHECKS)
+    config = checked(EvalConfig, own, _EVAL_CHECKS)
+    Views.of(config.window, config.stride, config.flip)
+    return config
 
 
 def score(cfg: DictConfig, folder: Path) -> dict[str, Any]:
@@ -84,7 +94,9 @@ def score(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     """
     config = validate_eval(cfg)
     device = pick_device(config.device)
+    dtype = Precision(config.precision, device).dtype
     trained = load_trained(config.ckpt, device, teacher=config.teacher)
+    trained = replace(trained, model=prepared(trained.model, dtype))  # what it is made of is freed
     datasets, absent = open_sets(config, cfg.get("dataset"), trained)
     results = {}
     with logging_redirect_tqdm():
@@ -112,21 +124,23 @@ def _score_one(config: EvalConfig, trained: Trained, dataset: SegmentationDatase
     masked = all(sample.invalid is not None for sample in dataset.samples)
     uncertainty = UncertaintyIoU(len(classes), classes.ignore_index) if masked else None
     on_prediction = None
-    if config.save_predictions:
-        writer = PredictionWriter(folder, classes, colors=True)
+    with Background() as background:
+        if config.save_predictions:
+            writer = PredictionWriter(folder, classes, colors=True)
 
-        def on_prediction(index: int, prediction: np.ndarray) -> None:
-            writer(result_name(dataset.samples[index]), None, prediction)
+            def on_prediction(index: int, prediction: np.ndarray) -> None:
+                background.submit(writer, result_name(dataset.samples[index]), None, prediction)
 
-    matrix = evaluate(
-        trained.model,
-        dataset,
-        next(trained.model.parameters()).device,
-        workers=config.workers,
-        progress=config.progress,
-        uncertainty=uncertainty,
-        on_prediction=on_prediction,
-    )
+        matrix = evaluate(
+            trained.model,
+            dataset,
+            trained.model.mean.device,
+            views=Views.of(config.window, config.stride, config.flip),
+            workers=config.workers,
+            progress=config.progress,
+            uncertainty=uncertainty,
+            on_prediction=on_prediction,
+        )
     result = {**scores(matrix, classes), "images": len(dataset), "dataset": dataset.name}
     log.info("%s\n", table(result))
     if uncertainty is not None:

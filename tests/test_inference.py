@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from icda import inference
 from icda.data.base import Sample, SegmentationDataset
 from icda.data.classes import CAMVID
 from icda.errors import UserError
 from icda.evaluation import evaluate
-from icda.inference import enough_memory, labels_and_confidence_at, labels_at
+from icda.inference import Views, enough_memory, labels_and_confidence_at, labels_at
 from icda.metrics import UncertaintyIoU
 
 
@@ -102,3 +103,97 @@ def test_evaluation_tells_of_too_little_memory_in_one_line(tmp_path, uncertainty
     scores = UncertaintyIoU(len(CAMVID), CAMVID.ignore_index) if uncertainty else None
     with pytest.raises(UserError, match=r"at 8 x 12 .* give the data set a smaller one"):
         evaluate(Full(), dataset, torch.device("cpu"), uncertainty=scores)
+
+
+@pytest.mark.parametrize("size", [(40, 61), (3, 4)])
+def test_mirrored_logits_decide_by_the_mean_of_probabilities(size):
+    one, other = (3 * torch.randn(2, 5, 7, 9, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    both = [F.interpolate(x, size, mode="bilinear", align_corners=False).softmax(1) for x in (one, other)]
+    expected = (both[0] + both[1]) / 2
+    labels, confidence = labels_and_confidence_at(one, size, other)
+    assert torch.equal(labels, expected.argmax(1).to(torch.uint8))
+    assert torch.equal(labels, labels_at(one, size, other))
+    torch.testing.assert_close(confidence, expected.max(1).values, rtol=1e-5, atol=1e-6)
+    assert (labels != labels_at(one, size)).any()
+
+
+def test_strips_do_not_show(monkeypatch):
+    logits, size = torch.randn(2, 4, 11, 13, generator=torch.Generator().manual_seed(0)), (47, 52)
+    whole = labels_and_confidence_at(logits, size)
+    for pixels in (1, 2 * 52 * 3, 2 * 52 * 46):  # one row at a time, three, all but one
+        monkeypatch.setattr(inference, "_CPU_STRIP", pixels)
+        for found, expected in zip(labels_and_confidence_at(logits, size), whole, strict=True):
+            assert torch.equal(found, expected)
+
+
+class Local(torch.nn.Module):
+    """Logits that depend on where in a window a pixel lies, so that the windows show."""
+
+    mean = torch.zeros(3)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, ...]] = []
+
+    def forward(self, images):
+        self.seen.append(tuple(images.shape))
+        ramp = torch.linspace(0, 1, images.shape[3])
+        return torch.stack([images.sum(1) * ramp, images[:, 0] + ramp], 1)
+
+
+def slid(model, image, window, stride):
+    """MMSegmentation's slide_inference, after its published code."""
+    (h_stride, w_stride), (h_crop, w_crop), (_, _, h_img, w_img) = stride, window, image.shape
+    h_grids = max(h_img - h_crop + h_stride - 1, 0) // h_stride + 1
+    w_grids = max(w_img - w_crop + w_stride - 1, 0) // w_stride + 1
+    preds, count_mat = image.new_zeros((1, 2, h_img, w_img)), image.new_zeros((1, 1, h_img, w_img))
+    for h_idx in range(h_grids):
+        for w_idx in range(w_grids):
+            y1, x1 = h_idx * h_stride, w_idx * w_stride
+            y2, x2 = min(y1 + h_crop, h_img), min(x1 + w_crop, w_img)
+            y1, x1 = max(y2 - h_crop, 0), max(x2 - w_crop, 0)
+            crop = model(image[:, :, y1:y2, x1:x2])
+            preds += F.pad(crop, (x1, w_img - x2, y1, h_img - y2))
+            count_mat[:, :, y1:y2, x1:x2] += 1
+    assert (count_mat == 0).sum() == 0
+    return preds / count_mat
+
+
+@pytest.mark.parametrize("window", [(16, 16), (9, 30), (64, 64), (40, 16)])
+@pytest.mark.parametrize("stride", [(5, 7), (9, 16), (1, 16)])
+@pytest.mark.parametrize("batch", [1, 700, 10**6])
+def test_windows_are_those_of_mmsegmentation(window, stride, batch, monkeypatch):
+    monkeypatch.setattr(inference, "_BATCH", batch)
+    image = torch.randn(1, 3, 40, 53, generator=torch.Generator().manual_seed(0))
+    model = Local()
+    logits, mirrored = Views.of(window, stride, flip=False).logits(model, image)
+    assert mirrored is None and len({shape[1:] for shape in model.seen}) == 1
+    assert max(b * h * w for b, _, h, w in model.seen) <= max(batch, model.seen[0][2] * model.seen[0][3])
+    torch.testing.assert_close(logits, slid(Local(), image, window, stride), rtol=1e-5, atol=1e-5)
+
+
+def test_the_mirror_image_is_mirrored_back():
+    image, model = torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(0)), Local()
+    logits, mirrored = Views(flip=True).logits(model, image)
+    assert torch.equal(logits, model(image)) and torch.equal(mirrored.flip(3), model(image.flip(3)))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((None, (8, 8), False), "stride=.* is given, but no window"),
+        ((8, None, False), r"window=8 is not known; give \[height,width\] in pixels, or null"),
+        (((8, 0), None, False), "window=.* is not known"),
+        (((8, 8), (8.0, 8), False), "stride=.* is not known"),
+        (((8, 8), (9, 8), False), r"stride=\[9, 8\] is larger than window=\[8, 8\]"),
+        ((None, None, 1), "flip=1 is not known; give true or false"),
+    ],
+)
+def test_views_that_are_none(given, message):
+    with pytest.raises(UserError, match=message):
+        Views.of(*given)
+
+
+def test_windows_move_by_two_thirds_of_their_size():
+    assert Views.of([512, 768], None, False) == Views((512, 768), (341, 512))
+    assert Views.of(None, None, False) == Views() and Views.of((1, 1), None, True) == Views((1, 1), (1, 1), True)

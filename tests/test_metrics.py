@@ -175,6 +175,50 @@ def test_importable_alone():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@given(st.integers(0, 10_000), st.integers(1, 7), st.sampled_from([np.uint8, np.int16, np.int32, np.int64]))
+def test_tensors_are_counted_as_arrays_are(seed, classes, dtype):
+    rng = np.random.default_rng(seed)
+    label, prediction = rng.integers(0, classes + 1, (5, 6)).astype(dtype), rng.integers(0, classes, (5, 6))
+    label[label == classes] = 100
+    prediction[label == 100] = rng.integers(0, 200)
+    by_array, by_tensor = ConfusionMatrix(classes, 100), ConfusionMatrix(classes, 100)
+    for _ in range(2):
+        by_array.update(prediction, label)
+        by_tensor.update_tensors(torch.from_numpy(prediction), torch.from_numpy(label))
+    np.testing.assert_array_equal(by_tensor.matrix, by_array.matrix)
+    assert by_tensor.matrix.dtype == np.int64 and by_array.matrix.sum() == 2 * (label != 100).sum()
+
+
+def test_tensors_that_are_refused():
+    matrix, good = ConfusionMatrix(3, 255), torch.zeros(2, 3, dtype=torch.uint8)
+    for prediction, label, error, message in (
+        (good.float(), good, TypeError, "prediction is float32, expected an integer type"),
+        (good, good.bool(), TypeError, "label is bool"),
+        (good[:1], good, ValueError, r"prediction is \(1, 3\), label is \(2, 3\)"),
+        (good[0], good[0], ValueError, r"prediction is \(3,\)"),
+        (good + 3, good, ValueError, "prediction holds ids from 3 to 3"),
+        (good, good + 7, ValueError, "label holds ids from 7 to 7"),
+    ):
+        with pytest.raises(error, match=message):
+            matrix.update_tensors(prediction, label)
+    assert matrix.matrix.sum() == 0
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (1, 200_000), (700, 300)])
+def test_images_of_any_size_are_counted_whole(shape):
+    rng = np.random.default_rng(0)
+    prediction, label = rng.integers(0, 3, shape), rng.integers(0, 4, shape)
+    matrix = ConfusionMatrix(3, 3)
+    matrix.update(prediction, label)
+    expected = [[((label == i) & (prediction == j)).sum() for j in range(3)] for i in range(3)]
+    np.testing.assert_array_equal(matrix.matrix, expected)
+    label[:, -1:] = 7
+    if label.size:
+        with pytest.raises(ValueError, match="label holds ids"):
+            matrix.update(prediction, label)
+    np.testing.assert_array_equal(matrix.matrix, expected)
+
+
 # ---- IoU with uncertainty
 
 

@@ -369,3 +369,34 @@ def test_a_predictor_can_be_pickled(predictor):
     again = pickle.loads(pickle.dumps(predictor))
     assert (again.classes, again.size, again.device) == (predictor.classes, predictor.size, predictor.device)
     np.testing.assert_array_equal(again.predict(picture()), predictor.predict(picture()))
+
+
+def test_windows_and_the_mirror_image(trained, predictor):
+    image = picture(4, (64, 96))
+    plain = Predictor(trained, "original")
+    assert (Predictor(trained, "original", window=(64, 96)).predict(image) == plain.predict(image)).all()
+    windows = Predictor(trained, "original", window=(32, 48), stride=[32, 48]).predict(image)
+    for y, x in ((0, 0), (0, 48), (32, 0), (32, 48)):
+        part = np.s_[y : y + 32, x : x + 48]
+        np.testing.assert_array_equal(windows[part], plain.predict(image[part]))
+    both = Predictor(trained, "original", flip=True)
+    labels, sure = both.predict_with_confidence(image)
+    mirrored, as_sure = both.predict_with_confidence(image[:, ::-1])
+    np.testing.assert_array_equal(mirrored[:, ::-1], labels)
+    np.testing.assert_allclose(as_sure[:, ::-1], sure, atol=1e-6)
+    assert (labels != plain.predict(image)).any()
+
+
+def test_precisions(trained, predictor):
+    half = Predictor(trained, precision="bf16")
+    labels, confidence = half.predict_with_confidence(picture())
+    exact = predictor.predict_with_confidence(picture())
+    assert confidence.dtype == np.float32 and (confidence != exact[1]).any()
+    np.testing.assert_allclose(confidence, exact[1], rtol=0.05)
+    assert (labels == exact[0]).mean() > 0.9
+    with pytest.raises(UserError, match="precision=fp16 needs a GPU"):
+        Predictor(trained, precision="fp16")
+    with pytest.raises(UserError, match="precision=half is not known"):
+        Predictor(trained, precision="half")
+    with pytest.raises(UserError, match=r"^stride=.* is given, but no window"):
+        Predictor(trained, stride=(8, 8))

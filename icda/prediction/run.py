@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from icda.data.base import SegmentationDataset
 from icda.data.loader import batches
 from icda.device import pick_device
 from icda.errors import UserError
-from icda.inference import segment
+from icda.inference import WHOLE, Views, prepared, segment
 from icda.models import SegmentationModel
 from icda.prediction.inputs import (
     PARTS,
@@ -43,6 +44,7 @@ from icda.prediction.settings import PredictConfig, validate_predict
 from icda.prediction.submission import BENCHMARKS, Benchmark, Submission, find_benchmark
 from icda.prediction.video import VideoReader, VideoWriter
 from icda.training.checkpoint import Trained, load_trained
+from icda.training.precision import Precision
 from icda.viz import overlay
 
 log = logging.getLogger(__name__)
@@ -73,7 +75,9 @@ def predict(cfg: DictConfig, folder: Path, benchmarks: Mapping[str, Benchmark] =
     path = None if config.input in PARTS else existing(config.input)
     if path is not None:
         check_apart(path, folder, (*RESULTS, _SUMMARY, _ZIP, _FILM))
+    dtype = Precision(config.precision, device).dtype
     trained = load_trained(config.ckpt, device, teacher=config.teacher)
+    trained = replace(trained, model=prepared(trained.model, dtype))  # what it is made of is freed
     video = path is not None and is_video(path)
     labels = (not video) if config.labels == "auto" else config.labels
     if not (labels or config.overlays or config.colors or config.confidence or config.submission):
@@ -155,6 +159,7 @@ def _predict_pictures(
             pictures,
             size,
             take,
+            views=_views(config),
             confidence=config.confidence or config.submission,
             skip=config.on_error == "skip",
             as_jpeg=config.overlays,
@@ -209,7 +214,13 @@ def _predict_video(
         start = time.monotonic()
         try:
             count = predict_video(
-                trained.model, video, size, take, confidence=config.confidence, progress=config.progress
+                trained.model,
+                video,
+                size,
+                take,
+                views=_views(config),
+                confidence=config.confidence,
+                progress=config.progress,
             )
         except KeyboardInterrupt:
             if film is not None:
@@ -237,6 +248,7 @@ def predict_pictures(
     size: InputSize,
     take: Take,
     *,
+    views: Views = WHOLE,
     confidence: bool = False,
     skip: bool = False,
     as_jpeg: bool = False,
@@ -246,10 +258,11 @@ def predict_pictures(
     """Segment pictures one by one; reading, network and ``take`` overlap.
 
     Args:
-        model: In evaluation mode.
+        model: In evaluation mode; best one of ``icda.inference.prepared``.
         pictures: What to read.
         size: At which they enter the network.
         take: Called for each picture, from threads, in no certain order.
+        views: How they are shown to the network.
         confidence: Whether it needs the confidence.
         skip: Whether a picture that cannot be used is left out instead of raising.
         as_jpeg: Whether ``take`` writes JPEGs of the pictures' size, so that larger ones than these hold are refused.
@@ -271,7 +284,7 @@ def predict_pictures(
                 skipped.append({"file": str(pictures.paths[index]), "error": sample["error"][0]})
                 continue
             image = sample["image"][0].numpy()
-            labels, probability = segment(model, sample["entering"], image.shape[:2], confidence)
+            labels, probability = segment(model, sample["entering"], image.shape[:2], confidence, views)
             background.submit(take, index, image, labels, probability)
     return skipped
 
@@ -282,16 +295,18 @@ def predict_video(
     size: InputSize,
     take: Take,
     *,
+    views: Views = WHOLE,
     confidence: bool = False,
     progress: bool = False,
 ) -> int:
     """Segment the frames of a video; reading, network and ``take`` overlap.
 
     Args:
-        model: In evaluation mode.
+        model: In evaluation mode; best one of ``icda.inference.prepared``.
         video: An open video.
         size: At which frames enter the network.
         take: Called for each frame in order, from one thread; for all that were segmented also after an error.
+        views: How they are shown to the network.
         confidence: Whether it needs the confidence.
         progress: Whether to show a progress bar, on a terminal.
 
@@ -301,9 +316,13 @@ def predict_video(
     count = 0
     with Background(threads=1) as background:
         for count, image in enumerate(_bar(video, video.declared, "frame", progress), start=1):
-            labels, probability = segment(model, _entering(model, image, size), image.shape[:2], confidence)
+            labels, probability = segment(model, _entering(model, image, size), image.shape[:2], confidence, views)
             background.submit(take, count - 1, image, labels, probability)
     return count
+
+
+def _views(config: PredictConfig) -> Views:
+    return Views.of(config.window, config.stride, config.flip)
 
 
 def _bar(items: Any, total: int | None, unit: str, progress: bool) -> tqdm:

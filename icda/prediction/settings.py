@@ -9,8 +9,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from icda.config import Check, checked
 from icda.errors import UserError
+from icda.inference import Views
 from icda.prediction.inputs import PARTS
 from icda.prediction.submission import LAYOUTS
+from icda.training.precision import DTYPES
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,12 @@ class PredictConfig:
     submission: bool
     submission_layout: str
     invalid_threshold: float
+    window: list[int] | None
+    stride: list[int] | None
+    flip: bool
     teacher: bool
     device: str
+    precision: str
     workers: int
     progress: bool
 
@@ -42,6 +48,8 @@ def _is_size(value: Any) -> bool:
     return value in ("auto", "original")
 
 
+PRECISION: Check = ("precision", lambda v: v in DTYPES, f"one of {', '.join(DTYPES)}")
+
 _CHECKS: tuple[Check, ...] = (
     ("size", _is_size, "auto, original, or [height,width] in pixels"),
     ("on_error", lambda v: v in ("stop", "skip"), "stop or skip"),
@@ -49,6 +57,7 @@ _CHECKS: tuple[Check, ...] = (
     ("opacity", lambda v: 0 <= v <= 1, "from 0 to 1"),
     ("submission_layout", lambda v: v in LAYOUTS, " or ".join(LAYOUTS)),
     ("invalid_threshold", lambda v: 0 <= v <= 1, "from 0 to 1"),
+    PRECISION,
     ("workers", lambda v: v >= 0, "0 or more"),
 )
 
@@ -68,6 +77,7 @@ def validate_predict(cfg: DictConfig) -> PredictConfig:
             raise UserError(f"{key} is missing; give it as {key}={example}")
     own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "dataset"])
     config = checked(PredictConfig, own, _CHECKS)
+    Views.of(config.window, config.stride, config.flip)
     if config.submission and config.input != "test":
         raise UserError(f"submission=true, but input={config.input}; a server scores a test split: give input=test")
     if cfg.get("dataset") is not None and config.input not in PARTS:

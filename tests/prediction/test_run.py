@@ -160,6 +160,18 @@ def test_one_image_with_everything(here, tmp_path, ckpt):
     assert np.abs(read(folder / "overlays" / "a.jpg").astype(int) - picture(0)).mean() < 3
 
 
+def test_windows_mirror_and_precision_reach_the_network(here, tmp_path, ckpt):
+    path = save(tmp_path / "a.png")
+    status, err, folder = here(
+        f"input={path}", "size=original", "window=[32,48]", "stride=[16,32]", "flip=true", "precision=bf16"
+    )
+    assert status == 0, err
+    predictor = Predictor(
+        load_trained(ckpt), "original", precision="bf16", window=(32, 48), stride=(16, 32), flip=True
+    )
+    np.testing.assert_array_equal(read(folder / "labels" / "a.png"), predictor.predict(picture(0)))
+
+
 def test_a_turned_photograph_is_segmented_as_displayed(here, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -233,6 +245,11 @@ def test_a_broken_image_in_the_middle(here, tmp_path, workers):
         (["input=test", "submission_layout=folder"], "submission_layout is given, but no submission is made"),
         (["input=.", "invalid_threshold=0.1"], "invalid_threshold is given, but no submission is made"),
         (["input=.", "overlay=true"], "overlay is not a setting"),
+        (["input=.", "precision=half"], "precision=half is out of range; expected one of fp32, bf16, fp16"),
+        (["input=.", "precision=fp16"], "precision=fp16 needs a GPU"),
+        (["input=.", "window=8"], "window=8 has the wrong type; expected a list"),
+        (["input=.", "window=[8,8]", "stride=[9,9]"], "stride=[9, 9] is larger than window=[8, 8]"),
+        (["input=.", "stride=[9,9]"], "stride=[9, 9] is given, but no window"),
     ],
 )
 def test_mistakes(here, arguments, expected):
