@@ -28,6 +28,7 @@ from icda.data.setup import cem_pipeline, open_part
 from icda.errors import UserError
 from icda.transforms import (
     LiftIllumination,
+    NormalizeInside,
     RelightIllumination,
     SpatialCEM,
     StyleIllumination,
@@ -55,16 +56,16 @@ def measure_data(config: BenchmarkConfig) -> Result:
         _fill_cache((source, target), Path(folder, "cache"))
         caches = source.cache, target.cache
         for name, (source.cache, target.cache) in {"files": (None, None), "cache": caches}.items():
-            samples = loader.batches(_stream(config, source, target), config.batch_size, workers=0)
-            timings[name] = measure(lambda feed=samples: next(feed), config.warmup, config.repeats)
-            columns[name] = _profile(lambda feed=samples: next(feed), config.repeats)
+            samples = loader.batches(_stream(config, source, target), config.batch, workers=0)
+            timings[name] = measure(lambda feed=samples: next(feed), config.warmup, config.steps)
+            columns[name] = _profile(lambda feed=samples: next(feed), config.steps)
     height, width = config.dataset.sampling.crop
     heading = (
-        f"data: a batch of {config.batch_size} source and {config.batch_size} target pairs, {height} x {width}, "
+        f"data: a batch of {config.batch} source and {config.batch} target pairs, {height} x {width}, "
         f"cem={config.cem.illumination}, threads {config.threads}; from files, and from a cache at training size"
     )
     parts = {part: {name: column[part] for name, column in columns.items()} for part in columns["files"]}
-    return Result(heading, timings["cache"], 2 * config.batch_size, timings, parts)
+    return Result(heading, timings["cache"], 2 * config.batch, timings, parts)
 
 
 def _open(config: BenchmarkConfig, part: str, folder: Path) -> SegmentationDataset:
@@ -132,7 +133,7 @@ def _stream(config: BenchmarkConfig, source: SegmentationDataset, target: Segmen
         sampling,
         mean,
         std,
-        length=config.batch_size * (config.warmup + 2 * config.repeats),
+        length=config.batch * (config.warmup + 2 * config.steps),
         seed=config.seed,
         cem=cem_pipeline(config.cem, mean, std, classes.ignore_index),
         lift=A.Compose([LiftIllumination(p=1.0)]) if config.dataset.reference == "enhanced" else None,
@@ -152,7 +153,7 @@ def _parts() -> dict[str, tuple[Callable[..., Any], ...]]:
         "day from night": (LiftIllumination.apply,),
         "jitter": (A.ColorJitter.apply,),
         "blur": (A.GaussianBlur.apply,),
-        "normalise": (stream.normalize, A.Normalize.apply),
+        "normalise": (stream.normalize, NormalizeInside.apply),
         "spatial": (SpatialCEM.get_params_dependent_on_data, SpatialCEM.apply, SpatialCEM.apply_to_mask),
         "collate": (loader._collate,),
     }
