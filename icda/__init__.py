@@ -6,6 +6,7 @@ timm: ``timm.create_model("mit_b5", features_only=True)``.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from os import PathLike
 from typing import TYPE_CHECKING
@@ -15,9 +16,21 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+# Without this, importing albumentations asks a server for its newest version, for seconds where there is no network.
+# It stands here to be read before any module that imports it.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
 
 def load(
-    path: str | PathLike[str], device: str = "auto", teacher: bool = False, size: str | Sequence[int] | None = None
+    path: str | PathLike[str],
+    device: str = "auto",
+    teacher: bool = False,
+    size: str | Sequence[int] | None = None,
+    *,
+    precision: str = "fp32",
+    window: Sequence[int] | None = None,
+    stride: Sequence[int] | None = None,
+    flip: bool = False,
 ) -> Predictor:
     """A trained network, ready to segment pictures.
 
@@ -40,6 +53,10 @@ def load(
         teacher: Whether to take the mean teacher instead of the student.
         size: At which pictures enter the network: ``auto`` or None (the area of the training's validation images, in
             the picture's own shape), ``original``, or height and width in pixels.
+        precision: Of the network: ``fp32``, ``bf16``, or ``fp16`` (GPU alone).
+        window: Height and width in pixels of sliding windows over what enters; None shows it whole.
+        stride: Height and width by which windows move; None takes two thirds of theirs.
+        flip: Whether the mean of the probabilities of a picture and of its mirror image decides.
 
     Raises:
         UserError: If there is no such checkpoint, it cannot be read, holds no teacher, or a setting is not known.
@@ -49,4 +66,5 @@ def load(
     from icda.predictor import Predictor
     from icda.training.checkpoint import load_trained
 
-    return Predictor(load_trained(path, pick_device(str(device)), teacher), size)
+    trained = load_trained(path, pick_device(str(device)), teacher)
+    return Predictor(trained, size, precision=precision, window=window, stride=stride, flip=flip)
