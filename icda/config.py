@@ -13,7 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from icda.errors import UserError
-from icda.transforms import ILLUMINATIONS, WARPS
+from icda.transforms.names import ILLUMINATIONS, WARPS
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 from icda.cli import run
-from icda.scoring import score
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
 
 if __name__ == "__main__":
-    sys.exit(run("eval", score, Path(__file__).resolve().parents[1] / "conf"))
+    sys.exit(run("eval", "icda.scoring.score", CONF))

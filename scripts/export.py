@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 from icda.cli import run
-from icda.export import export
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
 
 if __name__ == "__main__":
-    sys.exit(run("export", export, Path(__file__).resolve().parents[1] / "conf"))
+    sys.exit(run("export", "icda.export.run.export", CONF))

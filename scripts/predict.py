@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 from icda.cli import run
-from icda.prediction import predict
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
 
 if __name__ == "__main__":
-    sys.exit(run("predict", predict, Path(__file__).resolve().parents[1] / "conf"))
+    sys.exit(run("predict", "icda.prediction.run.predict", CONF))

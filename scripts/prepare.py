@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 from icda.cli import run
-from icda.data.prepare import prepare
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
 
 if __name__ == "__main__":
-    sys.exit(run("prepare", prepare, Path(__file__).resolve().parents[1] / "conf"))
+    sys.exit(run("prepare", "icda.data.prepare.run.prepare", CONF))

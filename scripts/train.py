@@ -4,7 +4,9 @@ import sys
 from pathlib import Path
 
 from icda.cli import run
-from icda.training.loop import train
+from icda.config import validate
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
 
 if __name__ == "__main__":
-    sys.exit(run("train", train, Path(__file__).resolve().parents[1] / "conf", objective="last_miou"))
+    sys.exit(run("train", "icda.training.loop.train", CONF, objective="last_miou", check=validate))

@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 from icda.cli import run
-from icda.translation import translate
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
 
 if __name__ == "__main__":
-    sys.exit(run("translate", translate, Path(__file__).resolve().parents[1] / "conf"))
+    sys.exit(run("translate", "icda.translation.translate", CONF))

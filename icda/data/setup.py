@@ -6,9 +6,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import albumentations as A
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -18,10 +17,13 @@ from icda.data.base import SegmentationDataset
 from icda.data.cache import ImageCache
 from icda.data.overlap import record_frames, settle_overlaps
 from icda.data.rare_class import RareClassSampler, class_statistics, find_statistics
-from icda.data.stream import PairStream
 from icda.errors import UserError
-from icda.transforms import LiftIllumination, build_cem
 from icda.weights.foreign import plain
+
+if TYPE_CHECKING:
+    import albumentations as A
+
+    from icda.data.stream import PairStream
 
 log = logging.getLogger(__name__)
 
@@ -199,6 +201,9 @@ def training_stream(
         std: (3,) of the encoder's normalisation.
         world_size: Processes that train together and share the samples.
     """
+    # Imported here, for these take seconds, and most who open data sets train on none.
+    from icda.data.stream import PairStream
+
     loss, sampling, ignore_index = config.loss, config.dataset.sampling, datasets.source.classes.ignore_index
     rare_classes = None
     if sampling.rare_classes:
@@ -221,10 +226,19 @@ def training_stream(
         length=config.schedule.max_steps * config.schedule.batch_size * config.schedule.accumulate * world_size,
         seed=config.seed,
         cem=cem_pipeline(config.cem, mean, std, ignore_index) if loss.needs_enhanced else None,
-        lift=A.Compose([LiftIllumination(p=1.0)]) if lifted else None,
+        lift=_lift() if lifted else None,
         with_reference=loss.needs_reference,
         rare_classes=rare_classes,
     )
+
+
+def _lift() -> A.Compose:
+    """What makes a day reference from a night image."""
+    import albumentations as A
+
+    from icda.transforms import LiftIllumination
+
+    return A.Compose([LiftIllumination(p=1.0)])
 
 
 def _some_are_made(reference: str, target: SegmentationDataset) -> bool:
@@ -248,6 +262,8 @@ def cem_pipeline(cem: CemConfig, mean: list[float], std: list[float], ignore_ind
         std: (3,) of the encoder's normalisation.
         ignore_index: Label of pixels that a warp brings in from outside.
     """
+    from icda.transforms import build_cem
+
     return build_cem(
         cem.illumination,
         mean,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import albumentations as A
 import cv2
 import numpy as np
 import torch
@@ -21,7 +21,10 @@ from icda.config import SamplingConfig
 from icda.data.base import OnRead, SegmentationDataset
 from icda.data.rare_class import RareClassSampler
 from icda.errors import UserError
-from icda.transforms import reseed
+from icda.transforms.seeding import reseed
+
+if TYPE_CHECKING:
+    import albumentations as A
 
 _SOURCE, _TARGET, _CEM, _LIFT, _GLOBAL = range(5)  # keys that keep a sample's generators apart
 _LEVELS = np.iinfo(np.uint8).max + 1

@@ -1,17 +1,23 @@
-"""Transforms of the method, usable in any albumentations pipeline."""
+"""Transforms of the method, usable in any albumentations pipeline.
 
-import os
+Each is imported when it is first asked for, since albumentations takes seconds.
+"""
 
-# Without this, importing albumentations asks a server for its newest version, for seconds where there is no network.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+from __future__ import annotations
 
-from icda.transforms.cem import ILLUMINATIONS, build_cem
-from icda.transforms.illumination import StyleIllumination, TranslatedIllumination
-from icda.transforms.lift import LiftIllumination
-from icda.transforms.normalize import NormalizeInside
-from icda.transforms.relight import RelightIllumination
-from icda.transforms.seeding import reseed
-from icda.transforms.spatial import WARPS, SpatialCEM
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from icda.transforms.names import ILLUMINATIONS, WARPS
+
+if TYPE_CHECKING:
+    from icda.transforms.cem import build_cem
+    from icda.transforms.illumination import StyleIllumination, TranslatedIllumination
+    from icda.transforms.lift import LiftIllumination
+    from icda.transforms.normalize import NormalizeInside
+    from icda.transforms.relight import RelightIllumination
+    from icda.transforms.seeding import reseed
+    from icda.transforms.spatial import SpatialCEM
 
 __all__ = [
     "ILLUMINATIONS",
@@ -25,3 +31,20 @@ __all__ = [
     "build_cem",
     "reseed",
 ]
+
+_MODULES = {
+    "LiftIllumination": "lift",
+    "NormalizeInside": "normalize",
+    "RelightIllumination": "relight",
+    "SpatialCEM": "spatial",
+    "StyleIllumination": "illumination",
+    "TranslatedIllumination": "illumination",
+    "build_cem": "cem",
+    "reseed": "seeding",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

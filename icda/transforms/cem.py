@@ -12,11 +12,10 @@ import albumentations as A
 from icda.errors import UserError
 from icda.transforms.checks import check_number, check_range
 from icda.transforms.illumination import StyleIllumination, TranslatedIllumination
+from icda.transforms.names import ILLUMINATIONS
 from icda.transforms.normalize import NormalizeInside
 from icda.transforms.relight import RelightIllumination
 from icda.transforms.spatial import SpatialCEM
-
-ILLUMINATIONS = ("translated", "style", "relight", "none")
 
 
 def build_cem(

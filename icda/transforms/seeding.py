@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+from typing import TYPE_CHECKING
 
-import albumentations as A
 import numpy as np
+
+if TYPE_CHECKING:
+    import albumentations as A
 
 
 def reseed(pipeline: A.Compose, seed: int) -> None:

@@ -14,8 +14,8 @@ from albumentations.core.type_definitions import Targets
 from icda.errors import UserError
 from icda.transforms import warps as geometry
 from icda.transforms.checks import check_number, check_rgb
+from icda.transforms.names import WARPS
 
-WARPS = ("homography", "tps", "affine_tps")
 INTERPOLATIONS = ("nearest", "bilinear")
 
 _DRAWS = {
