@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from icda import distributed
+from icda.allocator import keep_freed_memory
 from icda.config import TrainConfig, validate
 from icda.data.loader import batches, training_order
 from icda.data.overlap import merged_frames
@@ -71,6 +72,8 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     """
     config = validate(cfg)
     device = pick_device(config.device, several=distributed.launched())
+    if device.type == "cpu" and config.memory == "normal":
+        keep_freed_memory()
     with contextlib.ExitStack() as stack:
         stack.enter_context(logging_redirect_tqdm())
         stop = stack.enter_context(stop_request())
@@ -208,9 +211,8 @@ class Run:
 
     def _loop(self, samples: Iterator[dict[str, Tensor]], panels: Panels | None) -> None:
         """Step, log, validate and save, until all steps are done or a signal came."""
-        schedule = self.config.schedule
+        schedule, shown = self.config.schedule, self.config.progress and distributed.is_main()
         self.method.train()
-        shown = self.config.progress and distributed.is_main()
         with Bar(None, "train", schedule.max_steps, unit="step", disable=not shown, initial=self.step) as bar:
             self._leave_if_asked()
             if self._validation_is_due():  # the signal that stopped the run cut it off
@@ -238,9 +240,7 @@ class Run:
         """Make the folder one that ``resume=auto`` goes on with."""
         if self.step == 0 or not distributed.is_main():
             return
-        if (
-            self._is_validated() and self.best_miou < 0
-        ):  # there was no best checkpoint: as far as is known, this is it
+        if self._is_validated() and self.best_miou < 0:  # no best checkpoint: as far as is known, this is it
             self.best_miou = self.metrics["miou"] or 0.0
             self.checkpoints.save_best(self._content())
         self._save()

@@ -137,7 +137,7 @@ def test_what_a_device_cannot_do_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     with pytest.raises(UserError, match="Tesla T4 has no bfloat16; give precision=fp16"):
         Precision("bf16", torch.device("cuda"))
-    with pytest.raises(UserError, match=r"no_grad_precision=bf16, but the GPU Tesla T4 has no bfloat16; give .*=auto"):
+    with pytest.raises(UserError, match=r"no_grad_precision=bf16, but the GPU Tesla T4 has no bfloat16; .*=auto"):
         Precision("fp32", torch.device("cuda"), "bf16")
 
 
