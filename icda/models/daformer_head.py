@@ -7,6 +7,7 @@ Segmentation", https://arxiv.org/abs/2111.14887, figure 3; method section 4.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,15 +42,52 @@ class DilatedDepthwiseConv(nn.Conv2d):
         d = self.dilation[0]
         if d == 1 or not _by_phases(x):
             return super().forward(x)
-        batch, channels, height, width = x.shape
-        x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, -width % d, 0, -height % d))
-        rows, columns = x.shape[1] // d, x.shape[2] // d
-        x = x.reshape(batch, rows, d, columns, d, channels).permute(0, 2, 4, 1, 3, 5)
-        x = x.reshape(batch * d * d, rows, columns, channels)
-        x = F.conv2d(x.permute(0, 3, 1, 2), self.weight, self.bias, padding=1, groups=channels).permute(0, 2, 3, 1)
-        x = x.reshape(batch, d, d, rows, columns, channels).permute(0, 3, 1, 4, 2, 5)
-        x = x.reshape(batch, rows * d, columns * d, channels)[:, :height, :width]
-        return x.contiguous().permute(0, 3, 1, 2)
+        weight, bias = self.weight, self.bias
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        y = _ByPhases.apply(x, weight, d)
+        return y if bias is None else y + bias[:, None, None]
+
+
+class _ByPhases(torch.autograd.Function):
+    """The convolution of ``DilatedDepthwiseConv``, keeping the map alone for the backward pass, not its phases.
+
+    The map is that of all branches, so that they share it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, d: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.d = d
+        return _joined(F.conv2d(_phases(x, d), weight, padding=1, groups=x.shape[1]), x.shape, d)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        wanted = [*ctx.needs_input_grad[:2], False]
+        settings = [1, 1], [1, 1], [1, 1], False, [0, 0], x.shape[1], wanted  # stride, padding, dilation, ...
+        phases = _phases(gradient, ctx.d), _phases(x, ctx.d)
+        of_phases, of_weight, _ = torch.ops.aten.convolution_backward(*phases, weight, None, *settings)
+        return None if of_phases is None else _joined(of_phases, x.shape, ctx.d), of_weight, None
+
+
+def _phases(x: Tensor, d: int) -> Tensor:
+    """A map (B, C, H, W) as the ``d ** 2`` maps of every d-th cell, (B d d, C, H / d, W / d), zeros at the end."""
+    batch, channels, height, width = x.shape
+    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, -width % d, 0, -height % d))
+    rows, columns = x.shape[1] // d, x.shape[2] // d
+    x = x.reshape(batch, rows, d, columns, d, channels).permute(0, 2, 4, 1, 3, 5)
+    return x.reshape(batch * d * d, rows, columns, channels).permute(0, 3, 1, 2)
+
+
+def _joined(phases: Tensor, shape: torch.Size, d: int) -> Tensor:
+    """The map of a shape (B, C, H, W) that phases come from, in channels-last format."""
+    batch, channels, height, width = shape
+    rows, columns = phases.shape[2:]
+    x = phases.permute(0, 2, 3, 1).reshape(batch, d, d, rows, columns, channels).permute(0, 3, 1, 4, 2, 5)
+    x = x.reshape(batch, rows * d, columns * d, channels)[:, :height, :width]
+    return x.contiguous().permute(0, 3, 1, 2)
 
 
 def _by_phases(x: Tensor) -> bool:
@@ -125,10 +163,10 @@ class DAFormerHead(nn.Module):
         if len(maps) != len(self.embed):
             raise ValueError(f"got {len(maps)} maps, expected {len(self.embed)}, one for each of in_channels")
         # One after the other, so that each frees what it read, where nothing is kept for a backward pass.
-        x = self._context(self._joined(maps))
+        x = self._context(self._embedded(maps))
         return self.classifier(self.dropout(self.bottleneck(x)))
 
-    def _joined(self, maps: Sequence[Tensor]) -> Tensor:
+    def _embedded(self, maps: Sequence[Tensor]) -> Tensor:
         """All maps, embedded and brought to the first one's size, as one map."""
         size = maps[0].shape[2:]
         embedded = []
