@@ -51,7 +51,8 @@ def scalars(folder: Path) -> dict[tuple[str, str], float]:
 
 def test_two_processes_are_one_with_the_joined_batch(demo_data, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    same = (*FIXED, *FIVE, "schedule.accumulate=2")
+    # bfloat16 rounds a batch of one otherwise than one of two
+    same = (*FIXED, *FIVE, "schedule.accumulate=2", "no_grad_precision=same")
     finish(start(settings(demo_data, one, *same, "schedule.batch_size=2")))
     out, err = finish(torchrun(tmp_path, settings(demo_data, two, *same, "schedule.batch_size=1")))
     assert out.count("2 processes") == 1 and "Traceback" not in err  # the first one alone speaks
