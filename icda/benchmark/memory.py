@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import sys
 from pathlib import Path
 
 import torch
+
+from icda.allocator import return_freed_memory
 
 try:
     import resource
@@ -41,7 +42,7 @@ class PeakMemory:
             module.empty_cache()
             module.reset_peak_memory_stats(self.device)
             return
-        _return_free_memory()
+        return_freed_memory()
         try:
             _CLEAR.write_text(_RESET_PEAK)
             self._since_reset = True
@@ -75,9 +76,3 @@ def _field(name: str) -> float | None:
         if key == name:
             return int(value.split()[0]) * 1024 / GB
     return None
-
-
-def _return_free_memory() -> None:
-    """Have the C library give back what it keeps for later, as glibc can."""
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
-        trim(0)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from icda.allocator import keep_freed_memory
 from icda.benchmark.flops import count_gflop
 from icda.benchmark.peak import peak_gflops
 from icda.benchmark.settings import BenchmarkConfig
@@ -64,6 +65,8 @@ def measure_peers(config: BenchmarkConfig) -> Result:
             the memory does not suffice.
     """
     device = pick_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()  # as a training does; for all of them
     precision = Precision(config.precision, device)
     torch.manual_seed(config.seed)
     with enough_memory(tuple(config.crop), "give a smaller crop=, size= or batch="):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from icda.allocator import keep_freed_memory
 from icda.benchmark.flops import count_gflop
 from icda.benchmark.peak import peak_gflops
 from icda.benchmark.settings import BenchmarkConfig, train_settings
@@ -47,6 +48,8 @@ def measure_train(config: BenchmarkConfig) -> Result:
         UserError: If the device cannot do what is asked, or the memory does not suffice.
     """
     device = pick_device(config.device)
+    if device.type == "cpu" and config.memory == "normal":  # as a training does
+        keep_freed_memory()
     training = train_settings(config)
     training = replace(training, loss=dearest(training.loss))
     torch.manual_seed(config.seed)
