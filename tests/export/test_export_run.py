@@ -290,9 +290,7 @@ def test_settings_are_typed_and_read():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "encoder"), list(zip(FORMATS, ["mit_b0", "tf_efficientnet_lite0", "mit_b0"], strict=True))
-)
+@pytest.mark.parametrize(("name", "encoder"), [("onnx", "mit_b0"), ("torchscript", "tf_efficientnet_lite0")])
 def test_as_a_person_types_it(tmp_path, encoder, name):
     path = save_checkpoint(tmp_path / "best.pt", encoder)
     command = [sys.executable, str(ROOT / "scripts" / "export.py"), f"ckpt={path}", f"format={name}"]

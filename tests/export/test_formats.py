@@ -77,8 +77,7 @@ def test_onnx_from_normalised_to_logits(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("same", BOTH)
-@pytest.mark.parametrize("name", ["onnx", "pt2"])
+@pytest.mark.parametrize(("name", "same"), list(zip(["onnx", "pt2"], BOTH, strict=True)))
 def test_with_one_of_them(tmp_path, name, same):
     path = write(tmp_path, name, SMALL, normalize=same, argmax=not same)
     check(path, name, SMALL, same, not same)

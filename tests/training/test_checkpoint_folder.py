@@ -274,9 +274,9 @@ def order(process: subprocess.Popen, folder: Path, step: int, **changes: Any) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("has_links", [True, False], ids=["links", "no_links"])
-@pytest.mark.parametrize("keep", [1, 3])
-@pytest.mark.parametrize("fresh", [True, False], ids=["fresh", "resumed"])
+@pytest.mark.parametrize(
+    ("fresh", "keep", "has_links"), [(True, 1, True), (True, 3, False), (False, 3, True), (False, 1, False)]
+)
 def test_killed_before_and_after_each_call_of_the_system(tmp_path, killed, has_links, keep, fresh):
     """``fresh``: the folder holds another run's checkpoints, of later and of earlier steps."""
     template = CheckpointFolder(tmp_path / "template", 3)
