@@ -12,6 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from icda.models import SegmentationModel
+from icda.prepared_encoder import prepare_encoder
+from icda.prepared_head import prepare_head
 
 _EXAMPLE = (64, 96)  # height and width of the picture that shows which layers follow each other
 _TOLERANCE = 1e-4  # of the largest logit; float32's own rounding takes some 1e-6, a wrong pair much more
@@ -65,6 +67,8 @@ def prepared(model: SegmentationModel, dtype: torch.dtype = torch.float32) -> Se
     result = PreparedModel(model, torch.float32)
     if any(isinstance(module, _BatchNorm) for module in result.modules()):
         _fold(result)
+    prepare_encoder(result.encoder)
+    prepare_head(result.head)
     _cast(result, dtype)
     return result
 

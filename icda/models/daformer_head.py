@@ -60,33 +60,44 @@ class _ByPhases(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, d: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.d = d
-        return _joined(F.conv2d(_phases(x, d), weight, padding=1, groups=x.shape[1]), x.shape, d)
+        return _joined(F.conv2d(_phases(x, d), _of_phases(weight, d), padding=1, groups=d * x.shape[1]), x.shape, d)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, weight = ctx.saved_tensors
+        (x, weight), d = ctx.saved_tensors, ctx.d
         wanted = [*ctx.needs_input_grad[:2], False]
-        settings = [1, 1], [1, 1], [1, 1], False, [0, 0], x.shape[1], wanted  # stride, padding, dilation, ...
-        phases = _phases(gradient, ctx.d), _phases(x, ctx.d)
-        of_phases, of_weight, _ = torch.ops.aten.convolution_backward(*phases, weight, None, *settings)
-        return None if of_phases is None else _joined(of_phases, x.shape, ctx.d), of_weight, None
+        settings = [1, 1], [1, 1], [1, 1], False, [0, 0], d * x.shape[1], wanted  # stride, padding, dilation, ...
+        operands = _phases(gradient, d), _phases(x, d), _of_phases(weight, d)
+        of_phases, of_weight, _ = torch.ops.aten.convolution_backward(*operands, None, *settings)
+        return (
+            None if of_phases is None else _joined(of_phases, x.shape, d),
+            None if of_weight is None else of_weight.unflatten(0, (d, -1)).sum(0),
+            None,
+        )
 
 
 def _phases(x: Tensor, d: int) -> Tensor:
-    """A map (B, C, H, W) as the ``d ** 2`` maps of every d-th cell, (B d d, C, H / d, W / d), zeros at the end."""
-    batch, channels, height, width = x.shape
-    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, -width % d, 0, -height % d))
-    rows, columns = x.shape[1] // d, x.shape[2] // d
-    x = x.reshape(batch, rows, d, columns, d, channels).permute(0, 2, 4, 1, 3, 5)
-    return x.reshape(batch * d * d, rows, columns, channels).permute(0, 3, 1, 2)
+    """A map (B, C, H, W) as one in which neighbours are those of every d-th cell: (B, d C, H / d, d (W / d + 1)).
+
+    The phases of rows lie side by side, with an empty column after each; those of columns are channels of their own.
+    In channels-last format that is the map itself with empty rows and columns at its ends, which is all that is
+    copied.
+    """
+    height, width = x.shape[2:]
+    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, d + -width % d, 0, -height % d))
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // d, width, d * channels).permute(0, 3, 1, 2)
+
+
+def _of_phases(weight: Tensor, d: int) -> Tensor:
+    """The weight (C, 1, 3, 3) of the map as that (d C, 1, 3, 3) of its phases."""
+    return weight.repeat(d, 1, 1, 1)
 
 
 def _joined(phases: Tensor, shape: torch.Size, d: int) -> Tensor:
     """The map of a shape (B, C, H, W) that phases come from, in channels-last format."""
     batch, channels, height, width = shape
-    rows, columns = phases.shape[2:]
-    x = phases.permute(0, 2, 3, 1).reshape(batch, d, d, rows, columns, channels).permute(0, 3, 1, 4, 2, 5)
-    x = x.reshape(batch, rows * d, columns * d, channels)[:, :height, :width]
+    x = phases.permute(0, 2, 3, 1).reshape(batch, height + -height % d, -1, channels)[:, :height, :width]
     return x.contiguous().permute(0, 3, 1, 2)
 
 
