@@ -141,8 +141,10 @@ def augment(image: Tensor, mean: Tensor, std: Tensor, draws: DacsDraws) -> Tenso
                 x = _ADJUST[k](x, factors[k])
             x = (x.clamp(0, 1) - mean) / std
         if draws.blur is not None:
-            kernel = [blur_kernel(side) for side in (x.shape[2], x.shape[1])]  # torchvision's order: x, then y
-            x = TF.gaussian_blur(x, kernel, [draws.blur[i]] * 2)
+            # Along one axis and then the other: the same sum with 2 k terms for each pixel instead of k ** 2.
+            sigma = [draws.blur[i]] * 2
+            x = TF.gaussian_blur(x, [blur_kernel(x.shape[2]), 1], sigma)  # torchvision's order: x, then y
+            x = TF.gaussian_blur(x, [1, blur_kernel(x.shape[1])], sigma)
         out.append(x)
     return torch.stack(out)
 

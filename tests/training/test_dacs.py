@@ -101,6 +101,14 @@ def test_neutral_jitter_changes_nothing_and_values_stay_in_range():
     assert out.min() >= -1e-6 and out.max() <= 1 + 1e-6
 
 
+@pytest.mark.parametrize("size", [(40, 64), (95, 31), (8, 8)])
+def test_blur_is_torchvisions(size):
+    image = torch.rand(1, 3, *size)
+    out = augment(image, torch.zeros(3), torch.ones(3), DacsDraws((), blur=(0.9,)))
+    kernel = [blur_kernel(size[1]), blur_kernel(size[0])]
+    torch.testing.assert_close(out, TF.gaussian_blur(image, kernel, [0.9, 0.9]), rtol=1e-5, atol=1e-6)
+
+
 def test_blur_spreads_by_its_standard_deviation():
     image = torch.zeros(1, 3, 200, 200)
     image[:, :, 100, 100] = 1
