@@ -6,13 +6,15 @@ Segmentation", https://arxiv.org/abs/2111.14887, figure 3; method section 4.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
-from torchvision.ops import Conv2dNormActivation
+from torch.utils.checkpoint import checkpoint
 
 
 class DilatedDepthwiseConv(nn.Conv2d):
@@ -53,27 +55,39 @@ class DilatedDepthwiseConv(nn.Conv2d):
 class _ByPhases(torch.autograd.Function):
     """The convolution of ``DilatedDepthwiseConv``, keeping the map alone for the backward pass, not its phases.
 
-    The map is that of all branches, so that they share it.
+    The map is that of all branches, so that they share it. Phases are there for some channels at a time.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, d: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.d = d
-        return _joined(F.conv2d(_phases(x, d), _of_phases(weight, d), padding=1, groups=d * x.shape[1]), x.shape, d)
+        y = torch.empty_like(x)
+        for out, part, own in zip(*(t.split(_CHANNELS, k) for t, k in ((y, 1), (x, 1), (weight, 0))), strict=True):
+            phases = F.conv2d(_phases(part, d), _of_phases(own, d), padding=1, groups=d * len(own))
+            out.copy_(_joined(phases, part.shape, d))
+        return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         (x, weight), d = ctx.saved_tensors, ctx.d
         wanted = [*ctx.needs_input_grad[:2], False]
-        settings = [1, 1], [1, 1], [1, 1], False, [0, 0], d * x.shape[1], wanted  # stride, padding, dilation, ...
-        operands = _phases(gradient, d), _phases(x, d), _of_phases(weight, d)
-        of_phases, of_weight, _ = torch.ops.aten.convolution_backward(*operands, None, *settings)
-        return (
-            None if of_phases is None else _joined(of_phases, x.shape, d),
-            None if of_weight is None else of_weight.unflatten(0, (d, -1)).sum(0),
-            None,
-        )
+        of_x, of_weight = (torch.empty_like(t) if wanted[i] else None for i, t in enumerate((x, weight)))
+        for i in range(0, x.shape[1], _CHANNELS):
+            part = slice(i, i + _CHANNELS)
+            operands = _phases(gradient[:, part], d), _phases(x[:, part], d), _of_phases(weight[part], d)
+            # stride, padding, dilation, transposed, output_padding, groups, output_mask
+            settings = [1, 1], [1, 1], [1, 1], False, [0, 0], len(operands[2]), wanted
+            phases, weights, _ = torch.ops.aten.convolution_backward(*operands, None, *settings)
+            if of_x is not None:
+                of_x[:, part] = _joined(phases, x[:, part].shape, d)
+            if of_weight is not None:
+                of_weight[part] = weights.unflatten(0, (d, -1)).sum(0)
+        return of_x, of_weight, None
+
+
+_CHANNELS = 256
+"""Channels whose phases are there at a time; all 1024 of a head take no less time and four times the memory."""
 
 
 def _phases(x: Tensor, d: int) -> Tensor:
@@ -95,10 +109,10 @@ def _of_phases(weight: Tensor, d: int) -> Tensor:
 
 
 def _joined(phases: Tensor, shape: torch.Size, d: int) -> Tensor:
-    """The map of a shape (B, C, H, W) that phases come from, in channels-last format."""
+    """The map of a shape (B, C, H, W) that phases come from: a part of them."""
     batch, channels, height, width = shape
-    x = phases.permute(0, 2, 3, 1).reshape(batch, height + -height % d, -1, channels)[:, :height, :width]
-    return x.contiguous().permute(0, 3, 1, 2)
+    x = phases.permute(0, 2, 3, 1).reshape(batch, height + -height % d, -1, channels)
+    return x[:, :height, :width].permute(0, 3, 1, 2)
 
 
 def _by_phases(x: Tensor) -> bool:
@@ -107,8 +121,61 @@ def _by_phases(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last) and not traced
 
 
+class PointwiseConv(nn.Conv2d):
+    """1 x 1 convolution without bias, whose result is laid out for the 3 x 3 convolution that comes next but two.
+
+    Args:
+        in_channels: Channels of the input map.
+        out_channels: Channels of the output map.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A map (B, out_channels, H, W) of a map (B, in_channels, H, W)."""
+        y = super().forward(x)
+        # oneDNN's float32 kernels for 3 x 3 convolutions take 1.3 times as long for channels-last maps. Turned here,
+        # before batch norm and ReLU keep it, the map is kept once.
+        return y.contiguous() if y.dtype == torch.float32 else y
+
+
+class ConvOfParts(nn.Conv2d):
+    """3 x 3 convolution without bias of several maps as if they were one, joined along channels.
+
+    Each map is convolved with its part of the weight, and the results are added: neither the joined map nor its
+    gradient, nor the copies that a convolution makes of both, are ever there as a whole.
+
+    Args:
+        parts: Number of maps.
+        in_channels: Channels of each.
+        out_channels: Channels of the output map.
+    """
+
+    def __init__(self, parts: int, in_channels: int, out_channels: int) -> None:
+        super().__init__(parts * in_channels, out_channels, 3, padding=1, bias=False)
+        self.parts = parts
+
+    def forward(self, maps: Iterable[Tensor]) -> Tensor:
+        """A map (B, out_channels, H, W) of ``parts`` maps (B, in_channels, H, W), each read once, in their order."""
+        weights = self.weight.split(self.in_channels // self.parts, 1)
+        # A bias is there where batch norm was folded in.
+        return sum(
+            F.conv2d(x, weight, self.bias if i == 0 else None, padding=1)
+            for i, (x, weight) in enumerate(zip(maps, weights, strict=True))
+        )
+
+
+def _normalized(conv: nn.Conv2d, channels: int) -> nn.Sequential:
+    return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+
+
 class DepthwiseSeparableConv(nn.Sequential):
     """3 x 3 depthwise convolution, then 1 x 1 convolution, each with batch norm and ReLU.
+
+    Attributes:
+        recompute: Whether what lies between the two convolutions is computed again in the backward pass rather than
+            kept. That pass is then to run inside ``icda.training.recompute.statistics_kept``.
 
     Args:
         in_channels: Channels of the input map.
@@ -118,11 +185,28 @@ class DepthwiseSeparableConv(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int, dilation: int) -> None:
         super().__init__(
-            nn.Sequential(
-                DilatedDepthwiseConv(in_channels, dilation), nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True)
-            ),
-            Conv2dNormActivation(in_channels, out_channels, 1),
+            _normalized(DilatedDepthwiseConv(in_channels, dilation), in_channels),
+            _normalized(PointwiseConv(in_channels, out_channels), out_channels),
         )
+        self.recompute = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A map (B, out_channels, H, W) of a map (B, in_channels, H, W)."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return super().forward(x)
+        depthwise, (conv, *rest) = self
+        # The second convolution is inside, since it keeps its input; it is not itself computed again. Parameters are
+        # those of this call, which are others than the module's own inside ``functional_call``.
+        between = nn.Sequential(*depthwise, conv)
+        names, values = zip(*between.named_parameters(), strict=True)
+        call = partial(_called_with, between, names)
+        x = checkpoint(call, x, *values, use_reentrant=False, preserve_rng_state=False)
+        return nn.Sequential(*rest)(x)
+
+
+def _called_with(module: nn.Module, names: tuple[str, ...], x: Tensor, *values: Tensor) -> Tensor:
+    """What a module makes of an input with given parameters."""
+    return functional_call(module, dict(zip(names, values, strict=True)), (x,))
 
 
 class DAFormerHead(nn.Module):
@@ -148,12 +232,12 @@ class DAFormerHead(nn.Module):
         self.embed = nn.ModuleList(nn.Linear(width, channels) for width in in_channels)
         joined = channels * len(in_channels)
         self.branches = nn.ModuleList(
-            Conv2dNormActivation(joined, channels, 1)
+            _normalized(PointwiseConv(joined, channels), channels)
             if dilation == 1
             else DepthwiseSeparableConv(joined, channels, dilation)
             for dilation in dilations
         )
-        self.bottleneck = Conv2dNormActivation(channels * len(dilations), channels, 3)
+        self.bottleneck = _normalized(ConvOfParts(len(dilations), channels, channels), channels)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
         nn.init.normal_(self.classifier.weight, std=0.01)
@@ -173,11 +257,11 @@ class DAFormerHead(nn.Module):
         """
         if len(maps) != len(self.embed):
             raise ValueError(f"got {len(maps)} maps, expected {len(self.embed)}, one for each of in_channels")
-        # One after the other, so that each frees what it read, where nothing is kept for a backward pass.
-        x = self._context(self._embedded(maps))
-        return self.classifier(self.dropout(self.bottleneck(x)))
+        joined = self._joined(maps)
+        x = self.bottleneck(branch(joined) for branch in self.branches)
+        return self.classifier(self.dropout(x))
 
-    def _embedded(self, maps: Sequence[Tensor]) -> Tensor:
+    def _joined(self, maps: Sequence[Tensor]) -> Tensor:
         """All maps, embedded and brought to the first one's size, as one map."""
         size = maps[0].shape[2:]
         embedded = []
@@ -189,10 +273,3 @@ class DAFormerHead(nn.Module):
                 x = F.interpolate(x, size, mode="bilinear", align_corners=False)
             embedded.append(x)
         return torch.cat(embedded, 1)
-
-    def _context(self, joined: Tensor) -> Tensor:
-        """What the branches make of the joined map, as one map."""
-        context = torch.cat([branch(joined) for branch in self.branches], 1)
-        # oneDNN's float32 kernels for the 3 x 3 convolution that follows take 1.3 times as long for channels-last
-        # maps.
-        return context.contiguous() if context.dtype == torch.float32 else context

@@ -5,20 +5,19 @@ so gradients are the same, bit for bit. But its batch norm would move its runnin
 passes through recomputed blocks therefore run inside ``statistics_kept``::
 
     recompute_blocks(student.encoder)
-    loss = recomputed(segment, maps, labels)
+    recompute_branches(student.head)
+    loss = cross_entropy(student(images), labels)
     with statistics_kept(student):
         loss.backward()
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
 from icda.errors import UserError
 
@@ -50,15 +49,17 @@ def recompute_blocks(encoder: nn.Module) -> None:
         module.grad_checkpointing = True
 
 
-def recomputed(function: Callable[..., Any], *args: Any) -> Any:
-    """What ``function(*args)`` returns, its inner activations being computed again in the backward pass.
+def recompute_branches(head: nn.Module) -> None:
+    """Have a head's branches compute again in the backward pass what lies between their convolutions.
+
+    That is most of what the head keeps: for each dilation two maps of all embedded channels at the finest size.
 
     Args:
-        function: Called once now and once in the backward pass; whatever it reads beside its arguments, such as
-            parameters, gets its gradient, and must not have changed in between.
-        *args: Kept until the backward pass.
+        head: Its modules that have an attribute ``recompute``, such as ``DepthwiseSeparableConv``, are meant.
     """
-    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=True)
+    for module in head.modules():
+        if hasattr(module, "recompute"):
+            module.recompute = True
 
 
 @contextmanager

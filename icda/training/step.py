@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -27,7 +27,7 @@ from icda.training.dacs import DacsDraws, PseudoLabel, draw_dacs, mix, pseudo_la
 from icda.training.losses import cross_entropy, feature_distance, thing_cells
 from icda.training.mean_teacher import MeanTeacher, use_batch_statistics
 from icda.training.precision import at_least_float32
-from icda.training.recompute import recompute_blocks, recomputed, statistics_kept
+from icda.training.recompute import recompute_blocks, recompute_branches, statistics_kept
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,7 @@ class TrainStep(nn.Module):
             student.dar.requires_grad_(False)
         if low_memory:  # after the copies were made
             recompute_blocks(student.encoder)
+            recompute_branches(student.head)
 
     def train(self, mode: bool = True) -> TrainStep:
         """Training mode for the student; the frozen encoder's features are the student's before its first step."""
@@ -271,13 +272,9 @@ class TrainStep(nn.Module):
         """A copy of what came from ``without_gradients`` that a backward pass may read, in the step's precision."""
         return found.to(found.dtype if self.no_grad_dtype is None else torch.float32, copy=True)
 
-    def computed(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
-        """What a function returns, its activations being computed again later where memory is low."""
-        return recomputed(function, *args) if self.low_memory else function(*args)
-
     def l_src(self, source_maps: list[Tensor], batch: Batch) -> Tensor:
         """L_src: cross entropy of the labelled day image S (method section 7.2)."""
-        return self.computed(self.segment, source_maps, batch.source_label)
+        return self.segment(source_maps, batch.source_label)
 
     def l_fd(self, source_maps: list[Tensor], batch: Batch) -> Tensor:
         """Feature distance of the last map of S to the frozen encoder's, at cells of things (method section 7.3)."""
@@ -289,19 +286,19 @@ class TrainStep(nn.Module):
 
     def l_enh(self, enhanced_maps: list[Tensor], batch: Batch) -> Tensor:
         """L_enh: cross entropy of the enhanced twin E (method section 7.4)."""
-        return self.computed(self.segment, enhanced_maps, batch.enhanced_label)
+        return self.segment(enhanced_maps, batch.enhanced_label)
 
     def l_ref_and_pca_src(
         self, enhanced_maps: list[Tensor], source_maps: list[Tensor], batch: Batch
     ) -> dict[str, Tensor]:
         """L_ref, cross entropy of logits of F~_E, the twin coupled to S by DAR, and L_pca_src (section 7.5)."""
         size = batch.enhanced.shape[2:]
-        logits = self.computed(self.coupled_logits, enhanced_maps, source_maps, size)
+        logits = self.coupled_logits(enhanced_maps, source_maps, size)
         ignore_index = self.classes.ignore_index
-        new = {"reference": self.computed(cross_entropy, logits, batch.enhanced_label, ignore_index)}
+        new = {"reference": cross_entropy(logits, batch.enhanced_label, ignore_index)}
         if self.pca is not None:
             self.pca.update(logits, batch.enhanced_label)
-            new["pca_source"] = self.computed(self.pca, logits)
+            new["pca_source"] = self.pca(logits)
         return new
 
     def l_pca_trg(self, batch: Batch) -> Tensor:
@@ -309,12 +306,11 @@ class TrainStep(nn.Module):
         with self.without_gradients():
             maps = [self.student.encoder(image) for image in (batch.target, batch.reference)]
         target_maps, reference_maps = ([self.readable(m) for m in found] for found in maps)
-        logits = self.computed(self.coupled_logits, target_maps, reference_maps, batch.target.shape[2:])
-        return self.computed(self.pca, logits)
+        return self.pca(self.coupled_logits(target_maps, reference_maps, batch.target.shape[2:]))
 
     def l_mix(self, image: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
         """L_mix: weighted cross entropy of the DACS mix (method section 7.8)."""
-        return self.computed(self.segment, self.student.encoder(image), labels, weight)
+        return self.segment(self.student.encoder(image), labels, weight)
 
     def segment(self, maps: list[Tensor], labels: Tensor, weight: Tensor | None = None) -> Tensor:
         """Cross entropy of the student's logits from its maps, at the labels' size."""

@@ -10,12 +10,14 @@ import timm
 import torch
 from test_step import DRAWS, batch, small_step
 from torch import nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from icda.errors import UserError
+from icda.models import DAFormerHead
 from icda.models.segmentation import create_encoder
 from icda.training.precision import Precision
-from icda.training.recompute import recompute_blocks, recomputed, statistics_kept
+from icda.training.recompute import recompute_blocks, recompute_branches, statistics_kept
 
 ENCODERS = ("mit_b0", "resnet18", "tf_efficientnet_lite0", "convnext_atto")
 
@@ -88,19 +90,26 @@ def test_an_encoder_that_offers_none_is_named():
         recompute_blocks(timm.create_model("hrnet_w18_small", features_only=True))
 
 
-def test_a_recomputed_function_trains_what_it_closes_over():
+@pytest.mark.parametrize("constant", [False, True])  # weights as DAR's branch has them
+def test_a_head_trains_the_same_and_keeps_less(constant):
     torch.manual_seed(0)
-    layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Dropout(0.5))
-    images = torch.randn(2, 3, 16, 16)  # takes no gradient itself
-    results = []
-    for run in (lambda function, *args: function(*args), recomputed):
-        copied = copy.deepcopy(layers)
-        torch.manual_seed(1)
-        total = run(lambda x, layers=copied: layers(x).square().sum(), images)
-        with statistics_kept(copied):
-            total.backward()
-        results.append((total.detach(), *(p.grad for p in copied.parameters()), *copied.buffers()))
+    plain = DAFormerHead((4, 8, 16, 32), 5, channels=16).train()
+    low = copy.deepcopy(plain)
+    recompute_branches(low)
+    images = [torch.randn(2, w, 32 >> i, 32 >> i, requires_grad=True) for i, w in enumerate((4, 8, 16, 32))]
+    kept, results = [], []
+    for head in (plain, low):
+        torch.manual_seed(1)  # dropout
+        weights = {n: p.detach() if constant else p for n, p in head.named_parameters()}
+        logits, size = saved_bytes(lambda head=head, weights=weights: functional_call(head, weights, (images,)))
+        with statistics_kept(head):
+            of_images = torch.autograd.grad(logits.square().sum(), images, retain_graph=True)
+            if not constant:
+                logits.square().sum().backward()
+        kept.append(size)
+        results.append([logits, *of_images, *head.buffers(), *(p.grad for p in head.parameters() if not constant)])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert kept[1] < 0.6 * kept[0]
 
 
 @pytest.mark.parametrize(
