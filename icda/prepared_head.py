@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from icda.models import DAFormerHead
-from icda.models.daformer_head import DepthwiseSeparableConv
+from icda.models.daformer_head import DepthwiseSeparableConv, from_phases, to_phases, weight_of_phases
 
 _GROUP = 2**21
 """Values of a group of channels that are filtered together: what a core's cache holds, and what the C library hands
@@ -113,9 +113,7 @@ def _resized(x: Tensor, like: Tensor) -> Tensor:
 def _filtered(x: Tensor, kernel: Tensor, bias: Tensor, d: int) -> Tensor:
     """A map (B, H, W, C), rectified after a depthwise convolution with a dilation.
 
-    As in ``DilatedDepthwiseConv``, cells d apart are neighbours in another view of the same memory: the phases
-    of rows lie side by side with an empty column between, those of columns are channels. Here bias and rectifier go
-    with the convolution.
+    As ``DilatedDepthwiseConv`` does it, bias and rectifier going with the convolution.
 
     Args:
         x: The map.
@@ -123,12 +121,10 @@ def _filtered(x: Tensor, kernel: Tensor, bias: Tensor, d: int) -> Tensor:
         bias: (C,).
         d: The dilation.
     """
-    batch, height, width, channels = x.shape
-    x = F.pad(x, (0, 0, 0, d + -width % d, 0, -height % d))
-    x = x.reshape(batch, x.shape[1] // d, -1, d * channels).permute(0, 3, 1, 2)
-    x = F.conv2d(x, kernel.repeat(d, 1, 1, 1), bias.repeat(d), padding=1, groups=d * channels).relu_()
-    x = x.permute(0, 2, 3, 1).reshape(batch, height + -height % d, -1, channels)
-    return x[:, :height, :width].contiguous()
+    x = x.permute(0, 3, 1, 2)
+    groups = d * x.shape[1]
+    y = F.conv2d(to_phases(x, d), weight_of_phases(kernel, d), bias.repeat(d), padding=1, groups=groups)
+    return from_phases(y.relu_(), x.shape, d).permute(0, 2, 3, 1).contiguous()
 
 
 def _add_convolved(total: Tensor, x: Tensor, weight: Tensor) -> None:

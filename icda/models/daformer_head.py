@@ -64,8 +64,8 @@ class _ByPhases(torch.autograd.Function):
         ctx.d = d
         y = torch.empty_like(x)
         for out, part, own in zip(*(t.split(_CHANNELS, k) for t, k in ((y, 1), (x, 1), (weight, 0))), strict=True):
-            phases = F.conv2d(_phases(part, d), _of_phases(own, d), padding=1, groups=d * len(own))
-            out.copy_(_joined(phases, part.shape, d))
+            phases = F.conv2d(to_phases(part, d), weight_of_phases(own, d), padding=1, groups=d * len(own))
+            out.copy_(from_phases(phases, part.shape, d))
         return y
 
     @staticmethod
@@ -75,12 +75,12 @@ class _ByPhases(torch.autograd.Function):
         of_x, of_weight = (torch.empty_like(t) if wanted[i] else None for i, t in enumerate((x, weight)))
         for i in range(0, x.shape[1], _CHANNELS):
             part = slice(i, i + _CHANNELS)
-            operands = _phases(gradient[:, part], d), _phases(x[:, part], d), _of_phases(weight[part], d)
+            operands = to_phases(gradient[:, part], d), to_phases(x[:, part], d), weight_of_phases(weight[part], d)
             # stride, padding, dilation, transposed, output_padding, groups, output_mask
             settings = [1, 1], [1, 1], [1, 1], False, [0, 0], len(operands[2]), wanted
             phases, weights, _ = torch.ops.aten.convolution_backward(*operands, None, *settings)
             if of_x is not None:
-                of_x[:, part] = _joined(phases, x[:, part].shape, d)
+                of_x[:, part] = from_phases(phases, x[:, part].shape, d)
             if of_weight is not None:
                 of_weight[part] = weights.unflatten(0, (d, -1)).sum(0)
         return of_x, of_weight, None
@@ -90,8 +90,8 @@ _CHANNELS = 256
 """Channels whose phases are there at a time; all 1024 of a head take no less time and four times the memory."""
 
 
-def _phases(x: Tensor, d: int) -> Tensor:
-    """A map (B, C, H, W) as one in which neighbours are those of every d-th cell: (B, d C, H / d, d (W / d + 1)).
+def to_phases(x: Tensor, d: int) -> Tensor:
+    """A channels-last map (B, C, H, W) as one whose cells are beside every d-th one: (B, d C, H / d, d (W / d + 1)).
 
     The phases of rows lie side by side, with an empty column after each; those of columns are channels of their own.
     In channels-last format that is the map itself with empty rows and columns at its ends, which is all that is
@@ -103,13 +103,13 @@ def _phases(x: Tensor, d: int) -> Tensor:
     return x.reshape(batch, height // d, width, d * channels).permute(0, 3, 1, 2)
 
 
-def _of_phases(weight: Tensor, d: int) -> Tensor:
+def weight_of_phases(weight: Tensor, d: int) -> Tensor:
     """The weight (C, 1, 3, 3) of the map as that (d C, 1, 3, 3) of its phases."""
     return weight.repeat(d, 1, 1, 1)
 
 
-def _joined(phases: Tensor, shape: torch.Size, d: int) -> Tensor:
-    """The map of a shape (B, C, H, W) that phases come from: a part of them."""
+def from_phases(phases: Tensor, shape: torch.Size, d: int) -> Tensor:
+    """The map of a shape (B, C, H, W) whose phases are given as ``to_phases`` lays them out; shares their memory."""
     batch, channels, height, width = shape
     x = phases.permute(0, 2, 3, 1).reshape(batch, height + -height % d, -1, channels)
     return x[:, :height, :width].permute(0, 3, 1, 2)

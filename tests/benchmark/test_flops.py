@@ -103,12 +103,13 @@ def test_transformers_against_the_numbers_of_their_paper(name, published):
 
 def test_head_by_hand():
     head = DAFormerHead((8, 16, 24, 32), 5, channels=12, dilations=(1, 6)).eval()
-    sides = (24, 12, 6, 3)  # which the dilation divides: the depthwise convolution's phases are padded otherwise
+    sides = (24, 12, 6, 3)  # which the dilation divides, or the depthwise convolution's phases would have more rows
     maps = [torch.randn(1, c, s, s) for c, s in zip((8, 16, 24, 32), sides, strict=True)]
     cells, joined = 24 * 24, 4 * 12
     expected = sum(s * s * c * 12 for c, s in zip((8, 16, 24, 32), sides, strict=True))  # embedding
     expected += cells * joined * 12  # branch of dilation 1
-    expected += cells * joined * 9 + cells * joined * 12  # branch of dilation 6: depthwise, then 1 x 1
+    # Branch of dilation 6: depthwise, with an empty column beside each of 6 phases, then 1 x 1.
+    expected += 24 * (24 + 6) * joined * 9 + cells * joined * 12
     expected += cells * 2 * 12 * 12 * 9 + cells * 12 * 5  # bottleneck and classifier
     assert flop(lambda: head(maps)) == 2 * expected
 

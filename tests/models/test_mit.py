@@ -9,11 +9,12 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm.layers import DropPath
+from timm.models.pvt_v2 import MlpWithDepthwiseConv
 from torch import nn
 from transformers import SegformerConfig, SegformerModel
 
 from icda.errors import UserError
-from icda.models.mit import checkpoint_filter_fn
+from icda.models.mit import GELULinear, checkpoint_filter_fn
 from icda.weights.layouts import DEPTHS
 
 PARAMETERS = {  # millions, encoder alone: SegFormer paper, table 6
@@ -180,3 +181,69 @@ def test_agrees_with_transformers(name, tmp_path):
     expected = theirs.eval()(x, output_hidden_states=True).hidden_states
     for mine, other in zip(ours(x), expected, strict=True):
         torch.testing.assert_close(mine, other.reshape(mine.shape), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("frozen", [(), ("x",), ("weight", "bias"), ("weight",)])
+def test_gelu_and_a_linear_layer_are_the_two_in_turn(frozen):
+    torch.manual_seed(0)
+    layer = GELULinear(6, 4).double()
+    plain = nn.Sequential(nn.GELU(), nn.Linear(6, 4).double())
+    plain[1].load_state_dict(layer.state_dict())
+    x = torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    results = []
+    for module, linear in ((layer, layer), (plain, plain[1])):
+        leaves = {"x": x.clone(), "weight": linear.weight, "bias": linear.bias}
+        for name, leaf in leaves.items():
+            leaf.requires_grad_(name not in frozen)
+        y = module(leaves["x"])
+        y.sin().sum().backward()
+        results.append([y, *(leaf.grad for leaf in leaves.values())])
+    for ours, expected in zip(*results, strict=True):
+        assert (ours is None) == (expected is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, expected, rtol=1e-13, atol=1e-13)
+
+
+def test_gelu_and_a_linear_layer_in_half_precision():
+    torch.manual_seed(0)
+    layer, x = GELULinear(64, 32), torch.randn(128, 64, requires_grad=True)
+    plain = nn.Sequential(nn.GELU(), nn.Linear(64, 32))
+    plain[1].load_state_dict(layer.state_dict())
+    results = []
+    for module, linear in ((layer, layer), (plain, plain[1])):
+        x.grad = None
+        with torch.autocast("cpu", torch.bfloat16):
+            y = module(x)
+        y.float().square().mean().backward()
+        results.append([y.float(), x.grad, linear.weight.grad, linear.bias.grad])
+        assert y.dtype == torch.bfloat16 and linear.weight.grad.dtype == torch.float32
+    for ours, expected in zip(*results, strict=True):
+        assert (ours - expected).norm() < 0.01 * expected.norm()
+
+
+def test_what_leaves_gelu_is_not_kept():
+    saved = {}
+
+    def pack(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    kept = []
+    for fused in (False, True):
+        encoder = timm.create_model("mit_b0", features_only=True, drop_path_rate=0.0).train()
+        mlps = [m for m in encoder.modules() if isinstance(m, MlpWithDepthwiseConv)]
+        assert len(mlps) == 8 and all(type(m.fc2) is GELULinear for m in mlps)
+        for mlp in mlps if not fused else ():
+            mlp.act, mlp.fc2.__class__ = nn.GELU(), nn.Linear
+        saved.clear()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            encoder(torch.randn(1, 3, 64, 64))
+        kept.append(sum(t.untyped_storage().nbytes() for t in saved.values()))
+    wide = sum(256 // 4**i * 2 * 4 * width * 4 for i, width in enumerate((32, 64, 160, 256)))  # bytes of all outputs
+    assert kept[0] - kept[1] == wide
+
+
+def test_dropout_between_gelu_and_the_linear_layer_stays_there():
+    encoder = timm.create_model("mit_b0", features_only=True, proj_drop_rate=0.1)
+    mlps = [m for m in encoder.modules() if isinstance(m, MlpWithDepthwiseConv)]
+    assert all(type(m.fc2) is nn.Linear and isinstance(m.act, nn.GELU) for m in mlps)
