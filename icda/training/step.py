@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from icda.allocator import return_freed_memory
 from icda.config import LossConfig
 from icda.data.classes import ClassSet
 from icda.distributed import sum_over_ranks, world_size
@@ -251,10 +252,17 @@ class TrainStep(nn.Module):
             rest.backward()
         for p in unread:
             p.grad = None
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Where memory is low on a CPU, give back what lies free between the tensors that are kept."""
+        if self.low_memory and self.student.mean.device.type == "cpu":
+            return_freed_memory()
 
     @contextmanager
     def differentiating(self) -> Iterator[None]:
         """Context of backward passes: as precise as the forward pass was, and moving no running statistics."""
+        self.tidy()
         with torch.autocast(self.student.mean.device.type, enabled=False), statistics_kept(self.student):
             yield
 

@@ -289,6 +289,14 @@ def test_low_memory_is_the_same_step(loss_config, encoder):
 
 
 @pytest.mark.parametrize("low_memory", [False, True])
+def test_memory_is_given_back_where_it_is_low(loss_config, low_memory, monkeypatch):
+    calls = []
+    monkeypatch.setattr("icda.training.step.return_freed_memory", lambda: calls.append(None))
+    take(small_step(loss_config(), low_memory=low_memory), batch(loss_config()), 0, DRAWS)
+    assert len(calls) == (5 + 1 if low_memory else 0)  # before each branch's backward pass, and at the end
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
 def test_mixed_precision_stays_out_of_terms_gradients_and_prototypes(loss_config, low_memory):
     loss = loss_config()
     exact, mixed = (without_chance(small_step(loss, low_memory=low_memory)) for _ in range(2))
