@@ -7,7 +7,7 @@ Segmentation", https://arxiv.org/abs/2111.14887, figure 3; method section 4.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -160,10 +160,11 @@ class ConvOfParts(nn.Conv2d):
         """A map (B, out_channels, H, W) of ``parts`` maps (B, in_channels, H, W), each read once, in their order."""
         weights = self.weight.split(self.in_channels // self.parts, 1)
         # A bias is there where batch norm was folded in.
-        return sum(
+        parts = (
             F.conv2d(x, weight, self.bias if i == 0 else None, padding=1)
             for i, (x, weight) in enumerate(zip(maps, weights, strict=True))
         )
+        return reduce(torch.add, parts)
 
 
 def _normalized(conv: nn.Conv2d, channels: int) -> nn.Sequential:
