@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # numbers of glibc's malloc.h
 
@@ -28,7 +29,36 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
 
 
-def return_freed_memory() -> None:
-    """Give back to the system what is kept and free at the moment, where the C library can."""
-    if platform.libc_ver()[0] == "glibc":
+def return_freed_memory(above: int = 0) -> None:
+    """Give back to the system what is kept and free at the moment, where the C library can.
+
+    Args:
+        above: Bytes that may stay (``freed_memory``); below them nothing is done, since pages that are given back
+            cost time when they are needed again.
+    """
+    if platform.libc_ver()[0] == "glibc" and (not above or freed_memory() > above):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def freed_memory() -> int:
+    """Bytes that the process holds and does not use: resident ones without those that ``malloc`` has handed out.
+
+    Code and data of libraries count, too: some hundred MB. 0 where it is not known: with other C libraries than glibc
+    2.33 or later on Linux.
+    """
+    mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None) if platform.libc_ver()[0] == "glibc" else None
+    if mallinfo is None:
+        return 0
+    mallinfo.restype = _MallInfo
+    used = mallinfo()
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return max(resident - used.uordblks - used.hblkhd, 0)
+
+
+class _MallInfo(ctypes.Structure):
+    """``struct mallinfo2`` of glibc's malloc.h: uordblks bytes are in use within its heaps, hblkhd mapped apart."""
+
+    _fields_ = [
+        *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd")),
+        *((name, ctypes.c_size_t) for name in ("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")),
+    ]

@@ -9,12 +9,12 @@ import sys
 
 import pytest
 
-from icda.allocator import keep_freed_memory
+from icda.allocator import freed_memory, keep_freed_memory
 
 COUNT = """
 import ctypes
 import resource
-from icda.allocator import keep_freed_memory, return_freed_memory
+from icda.allocator import freed_memory, keep_freed_memory, return_freed_memory
 
 c = ctypes.CDLL(None)
 c.malloc.restype, c.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
@@ -30,8 +30,11 @@ def faults(size=64 * 2**20):
 plain = [faults(), faults()]
 kept = keep_freed_memory()
 again = [faults(), faults()]
-return_freed_memory()
-print(*plain, kept, *again, faults())
+held = freed_memory()
+return_freed_memory(above=held + 2**20)
+stayed = faults()
+return_freed_memory(above=held - 2**24)
+print(*plain, kept, *again, stayed, faults(), held, freed_memory())
 """
 
 
@@ -44,19 +47,22 @@ def counted(**environment: str) -> list[str]:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_pages_are_handed_out_once():
-    first, second, kept, third, fourth, returned = counted()
+    first, second, kept, third, fourth, stayed, returned, held, left = counted()
     pages = 64 * 2**20 // os.sysconf("SC_PAGE_SIZE")
     few = pages // 50
     assert kept == "True"
-    assert min(int(first), int(second), int(third), int(returned)) > pages // 2 and int(fourth) < few
+    assert min(int(first), int(second), int(third), int(returned)) > pages // 2
+    assert max(int(fourth), int(stayed)) < few
+    assert int(held) - int(left) <= 2**20  # the last call of faults took its pages again
+    assert int(held) > 64 * 2**20
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_what_a_person_wants_stays():
-    _, _, kept, third, fourth, _ = counted(MALLOC_MMAP_MAX_="1000")
+    _, _, kept, third, fourth, *_ = counted(MALLOC_MMAP_MAX_="1000")
     assert kept == "False" and int(fourth) >= int(third) // 2
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("musl", "1.2"))
-    assert keep_freed_memory() is False
+    assert keep_freed_memory() is False and freed_memory() == 0

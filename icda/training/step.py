@@ -30,6 +30,9 @@ from icda.training.mean_teacher import MeanTeacher, use_batch_statistics
 from icda.training.precision import at_least_float32
 from icda.training.recompute import recompute_blocks, recompute_branches, statistics_kept
 
+_MAY_STAY_FREE = 2**30
+"""Bytes; steps that leave less of them free are small, and new pages would cost them a thirtieth of their time."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -104,8 +107,8 @@ class TrainStep(nn.Module):
         border: Rows at the top and bottom of a crop in which pseudo labels weigh 0.
         pretrained: Whether the student's encoder came with pretrained weights; without them there is nothing worth
             staying near, and the feature distance is off.
-        low_memory: Whether activations of the student are computed again in the backward pass rather than kept; the
-            step is the same.
+        low_memory: Whether activations of the student's encoder are computed again in the backward pass rather than
+            kept; the step is the same.
         no_grad_dtype: Autocast dtype of passes that no gradient goes through: the teacher's, the frozen encoder's,
             and the student's encoder's for DAR. None leaves them as the others are.
 
@@ -141,9 +144,9 @@ class TrainStep(nn.Module):
         self.no_grad_dtype = no_grad_dtype
         if student.dar is not None and not loss.needs_dar_source:
             student.dar.requires_grad_(False)
-        if low_memory:  # after the copies were made
+        recompute_branches(student.head)  # after the copies were made
+        if low_memory:
             recompute_blocks(student.encoder)
-            recompute_branches(student.head)
 
     def train(self, mode: bool = True) -> TrainStep:
         """Training mode for the student; the frozen encoder's features are the student's before its first step."""
@@ -255,9 +258,9 @@ class TrainStep(nn.Module):
         self.tidy()
 
     def tidy(self) -> None:
-        """Where memory is low on a CPU, give back what lies free between the tensors that are kept."""
-        if self.low_memory and self.student.mean.device.type == "cpu":
-            return_freed_memory()
+        """On a CPU, give back what lies free between the tensors that are kept: all of it where memory is low."""
+        if self.student.mean.device.type == "cpu":
+            return_freed_memory(above=0 if self.low_memory else _MAY_STAY_FREE)
 
     @contextmanager
     def differentiating(self) -> Iterator[None]:
