@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
@@ -41,10 +41,13 @@ class DilatedDepthwiseConv(nn.Conv2d):
         Returns:
             A tensor of the same shape and memory format.
         """
+        return self.convolve(x, self.weight, self.bias)
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``forward`` for some channels: a map (B, c, H, W), their weights (c, 1, 3, 3) and biases (c,)."""
         d = self.dilation[0]
         if d == 1 or not _by_phases(x):
-            return super().forward(x)
-        weight, bias = self.weight, self.bias
+            return F.conv2d(x, weight, bias, padding=d, dilation=d, groups=len(weight))
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -132,9 +135,16 @@ class PointwiseConv(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """A map (B, out_channels, H, W) of a map (B, in_channels, H, W)."""
-        y = super().forward(x)
+    def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
+        """A map (B, out_channels, H, W) of a map (B, in_channels, H, W), or of equal parts of its channels."""
+        if isinstance(x, Tensor):
+            return self.laid_out(super().forward(x))
+        weights = self.weight.chunk(len(x), 1)
+        return self.laid_out(reduce(Tensor.add_, (F.conv2d(*pair) for pair in zip(x, weights, strict=True))))
+
+    @staticmethod
+    def laid_out(y: Tensor) -> Tensor:
+        """The map in the format in which it is to be kept."""
         # oneDNN's float32 kernels for 3 x 3 convolutions take 1.3 times as long for channels-last maps. Turned here,
         # before batch norm and ReLU keep it, the map is kept once.
         return y.contiguous() if y.dtype == torch.float32 else y
@@ -174,10 +184,6 @@ def _normalized(conv: nn.Conv2d, channels: int) -> nn.Sequential:
 class DepthwiseSeparableConv(nn.Sequential):
     """3 x 3 depthwise convolution, then 1 x 1 convolution, each with batch norm and ReLU.
 
-    Attributes:
-        recompute: Whether what lies between the two convolutions is computed again in the backward pass rather than
-            kept. That pass is then to run inside ``icda.training.recompute.statistics_kept``.
-
     Args:
         in_channels: Channels of the input map.
         out_channels: Channels of the output map.
@@ -189,29 +195,46 @@ class DepthwiseSeparableConv(nn.Sequential):
             _normalized(DilatedDepthwiseConv(in_channels, dilation), in_channels),
             _normalized(PointwiseConv(in_channels, out_channels), out_channels),
         )
-        self.recompute = False
 
-    def forward(self, x: Tensor) -> Tensor:
-        """A map (B, out_channels, H, W) of a map (B, in_channels, H, W)."""
-        if not (self.recompute and torch.is_grad_enabled()):
+    def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
+        """A map (B, out_channels, H, W) of a map (B, in_channels, H, W), or of equal parts of its channels.
+
+        Of parts, what lies between the two convolutions is there for one at a time, and is computed again in the
+        backward pass rather than kept, which is then to run inside ``icda.training.recompute.statistics_kept``.
+        """
+        if isinstance(x, Tensor):
             return super().forward(x)
-        depthwise, (conv, *rest) = self
-        # The second convolution is inside, since it keeps its input; it is not itself computed again. Parameters are
-        # those of this call, which are others than the module's own inside ``functional_call``.
-        between = nn.Sequential(*depthwise, conv)
-        names, values = zip(*between.named_parameters(), strict=True)
-        call = partial(_called_with, between, names)
-        x = checkpoint(call, x, *values, use_reentrant=False, preserve_rng_state=False)
-        return nn.Sequential(*rest)(x)
+        (depthwise, norm, _), (pointwise, *rest) = self
+        # Parameters are those of this call, which are others than the modules' own inside ``functional_call``.
+        parameters = depthwise.weight, norm.weight, norm.bias, pointwise.weight.transpose(0, 1)
+        total = None
+        for i, (part, *own) in enumerate(zip(x, *(p.chunk(len(x)) for p in parameters), strict=True)):
+            call = partial(self._part, slice(i * part.shape[1], (i + 1) * part.shape[1]))
+            y = checkpoint(call, part, *own, use_reentrant=False, preserve_rng_state=False)
+            total = y if total is None else total.add_(y)
+        if norm.training:
+            norm.num_batches_tracked.add_(1)
+        return nn.Sequential(*rest)(pointwise.laid_out(total))
 
+    def _part(self, channels: slice, x: Tensor, *parameters: Tensor) -> Tensor:
+        """What some channels of the map contribute to the result of the second convolution.
 
-def _called_with(module: nn.Module, names: tuple[str, ...], x: Tensor, *values: Tensor) -> Tensor:
-    """What a module makes of an input with given parameters."""
-    return functional_call(module, dict(zip(names, values, strict=True)), (x,))
+        That convolution is inside, since it keeps its input; it is not itself computed again.
+        """
+        (depthwise, norm, _), (filters, scale, shift, matrix) = self[0], parameters
+        x = depthwise.convolve(x, filters)
+        statistics = norm.running_mean[channels], norm.running_var[channels]
+        x = F.batch_norm(x, *statistics, scale, shift, norm.training, norm.momentum, norm.eps)
+        return F.conv2d(F.relu(x, inplace=True), matrix.transpose(0, 1))
 
 
 class DAFormerHead(nn.Module):
     """Logits from four encoder maps (method section 4).
+
+    Attributes:
+        recompute: Whether most of what lies within the branches is computed again in the backward pass rather than
+            kept: for each dilation two maps of all embedded channels. See ``DepthwiseSeparableConv``. Batch norm
+            over several processes keeps it all.
 
     Args:
         in_channels: Widths of the maps, in the encoder's order (finest first).
@@ -243,6 +266,7 @@ class DAFormerHead(nn.Module):
         self.classifier = nn.Conv2d(channels, num_classes, 1)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
+        self.recompute = False
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Logits at the first map's size.
@@ -258,12 +282,14 @@ class DAFormerHead(nn.Module):
         """
         if len(maps) != len(self.embed):
             raise ValueError(f"got {len(maps)} maps, expected {len(self.embed)}, one for each of in_channels")
-        joined = self._joined(maps)
-        x = self.bottleneck(branch(joined) for branch in self.branches)
+        embedded = self._embedded(maps)
+        in_parts = self.recompute and torch.is_grad_enabled() and all(map(_has_own_norms, self.branches))
+        x = embedded if in_parts else torch.cat(embedded, 1)
+        x = self.bottleneck(branch(x) for branch in self.branches)
         return self.classifier(self.dropout(x))
 
-    def _joined(self, maps: Sequence[Tensor]) -> Tensor:
-        """All maps, embedded and brought to the first one's size, as one map."""
+    def _embedded(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The maps, embedded and brought to the first one's size."""
         size = maps[0].shape[2:]
         embedded = []
         for linear, features in zip(self.embed, maps, strict=True):
@@ -273,4 +299,10 @@ class DAFormerHead(nn.Module):
             if x.shape[2:] != size:
                 x = F.interpolate(x, size, mode="bilinear", align_corners=False)
             embedded.append(x)
-        return torch.cat(embedded, 1)
+        return embedded
+
+
+def _has_own_norms(branch: nn.Module) -> bool:
+    """Whether the batch norms normalise some channels as they do all, and over this process's batch alone."""
+    norms = [m for m in branch.modules() if isinstance(m, _BatchNorm)]
+    return all(type(m) is nn.BatchNorm2d and m.track_running_stats and m.momentum is not None for m in norms)

@@ -50,12 +50,10 @@ def recompute_blocks(encoder: nn.Module) -> None:
 
 
 def recompute_branches(head: nn.Module) -> None:
-    """Have a head's branches compute again in the backward pass what lies between their convolutions.
-
-    That is most of what the head keeps: for each dilation two maps of all embedded channels at the finest size.
+    """Have a head's branches compute again in the backward pass most of what lies within them, rather than keep it.
 
     Args:
-        head: Its modules that have an attribute ``recompute``, such as ``DepthwiseSeparableConv``, are meant.
+        head: Its modules that have an attribute ``recompute``, such as ``DAFormerHead``, are meant.
     """
     for module in head.modules():
         if hasattr(module, "recompute"):

@@ -12,12 +12,14 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from icda.allocator import return_freed_memory
 from icda.config import LossConfig
@@ -107,8 +109,8 @@ class TrainStep(nn.Module):
         border: Rows at the top and bottom of a crop in which pseudo labels weigh 0.
         pretrained: Whether the student's encoder came with pretrained weights; without them there is nothing worth
             staying near, and the feature distance is off.
-        low_memory: Whether activations of the student's encoder are computed again in the backward pass rather than
-            kept; the step is the same.
+        low_memory: Whether activations of the student's encoder and DAR are computed again in the backward pass
+            rather than kept; the step is the same.
         no_grad_dtype: Autocast dtype of passes that no gradient goes through: the teacher's, the frozen encoder's,
             and the student's encoder's for DAR. None leaves them as the others are.
 
@@ -330,7 +332,8 @@ class TrainStep(nn.Module):
 
     def coupled_logits(self, night: list[Tensor], day: list[Tensor], size: Sequence[int]) -> Tensor:
         """Logits of DAR's maps, through which DAR alone is trained: encoder maps and head weights are constants."""
-        fused = self.student.dar([m.detach() for m in night], [m.detach() for m in day])
+        dar = partial(checkpoint, self.student.dar, use_reentrant=False) if self.low_memory else self.student.dar
+        fused = dar([m.detach() for m in night], [m.detach() for m in day])
         constants = {name: p.detach() for name, p in self.student.head.named_parameters()}
         return upsampled(self.student, functional_call(self.student.head, constants, (fused,)), size)
 
