@@ -84,6 +84,8 @@ def run(
     except ValueError as error:
         if isinstance(error.__cause__, OSError):  # the log's file cannot be written
             return _fail(explain(error.__cause__, name, conf))
+        if str(error).startswith("Config group override"):  # Hydra tells the type alone
+            return _fail(_no_entry(conf, str(error)))
         if str(error).startswith("Only one of --run"):  # flags of Hydra's
             return _fail(str(error))
         if not failed or str(error) != "No trials are completed yet.":  # Optuna's; why they failed has been told
@@ -145,7 +147,10 @@ MISTAKES = (UserError, HydraException, OmegaConfBaseException, OSError)
 
 
 # What Hydra says of an override that it cannot take apart.
-_UNPARSED = r"LexerNoViableAlt|token recognition error|(mismatched|extraneous) input|HydraException while evaluating"
+_UNPARSED = (
+    r"LexerNoViableAlt|no viable alternative|token recognition error|(mismatched|extraneous) input|"
+    r"HydraException while evaluating"
+)
 
 
 def _fail(message: str, status: int = 1) -> int:
@@ -179,7 +184,7 @@ def explain(error: Exception, name: str, conf: Path) -> str:
     if match := re.search(r"In '[^']*': Could not find '([^']+)'|Could not find '([^']+)'", text):
         group, _, value = (match[1] or match[2]).rpartition("/")
         if (conf / group).is_dir() and group:
-            allowed = sorted(p.stem for p in (conf / group).glob("*.yaml") if not p.stem.startswith("_"))
+            allowed = _entries(conf, group)
             if group == "schedule" and (conf / "dataset" / f"{value}.yaml").is_file():
                 return (
                     f"dataset={value} has no schedule of its own, it is only for scoring (scripts/eval.py); train "
@@ -195,11 +200,35 @@ def explain(error: Exception, name: str, conf: Path) -> str:
     if re.search(_UNPARSED, text):
         return (
             f"{text}; a value with anything but plain letters, digits, spaces and ._-/ needs two pairs of quotes, "
-            "such as \"input='Zürich (1).jpg'\""
+            "such as \"input='Zürich (1).jpg'\"; in a list, each [ needs its ]"
         )
     if match := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{match[1]} is missing; give it as {match[1]}=..."
     return text
+
+
+def _no_entry(conf: Path, text: str) -> str:
+    """One line for a group that is given null or a number; Hydra's ``text``, the type alone, where none is found."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import ChoiceSweep, Glob, QuotedString
+
+    given = [word for word in sys.argv[1:] if word.startswith("~") or ("=" in word and not word.startswith("-"))]
+    for override in OverridesParser.create().parse_overrides(given):
+        group, value = override.key_or_group, override.value()
+        parts = value.list if isinstance(value, ChoiceSweep) else [value]
+        allowed_types = (str, list, dict, QuotedString, Glob, *([type(None)] if override.is_delete() else []))
+        if all(isinstance(part, allowed_types) for part in parts):
+            continue
+        if group.startswith("hydra/"):
+            return f"{override.input_line} is no name; give one, as in hydra/launcher=basic"
+        if (conf / group).is_dir():
+            return f"{override.input_line} is no name; leave it out, or {_nearest(group, _entries(conf, group))}"
+    return text
+
+
+def _entries(conf: Path, group: str) -> list[str]:
+    """What a group offers."""
+    return sorted(p.stem for p in (conf / group).glob("*.yaml") if not p.stem.startswith("_"))
 
 
 def settings(name: str, conf: Path) -> list[str]:

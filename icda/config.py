@@ -243,7 +243,28 @@ def _none_or_part(key: str) -> Check:
     return key, lambda v: v is None or _part("")[1](v), "null, or a data set with _target_, as in conf/dataset"
 
 
+def is_size(value: Any) -> bool:
+    """Whether a setting names a size at which pictures enter: ``auto``, ``original``, or height and width in pixels.
+
+    Args:
+        value: As composed; a pair is a ``ListConfig`` of two whole numbers of 1 or more.
+    """
+    if isinstance(value, ListConfig):
+        return len(value) == 2 and all(type(side) is int and side > 0 for side in value)
+    return value in ("auto", "original")
+
+
 OVERLAP: Check = ("overlap", lambda v: v in ("warn", "drop", "error"), "warn, drop or error")
+SIZE: Check = ("size", is_size, "auto, original, or [height,width] in pixels")
+CEM_CHECKS: tuple[Check, ...] = (
+    ("cem.illumination", lambda v: v in ILLUMINATIONS, f"one of {', '.join(ILLUMINATIONS)}"),
+    ("cem.warps", lambda v: set(v) <= set(WARPS) and bool(v), f"some of {', '.join(WARPS)}"),
+    ("cem.interpolation", lambda v: v in ("nearest", "bilinear"), "nearest or bilinear"),
+    _share("cem.jitter"),
+    _share("cem.blur_probability"),
+    ("cem.style_strength", lambda v: len(v) == 2 and 0 <= v[0] <= v[1] <= 1, "[least, most], each from 0 to 1"),
+)
+"""What ``checked`` asks of the ``cem`` group, beside types."""
 
 # (key, check, what is expected), for what a type cannot say.
 _TRAIN_CHECKS: tuple[Check, ...] = (
@@ -267,13 +288,11 @@ _TRAIN_CHECKS: tuple[Check, ...] = (
     ("loss.pca_momentum", lambda v: 0 < v <= 1, "above 0 and at most 1"),
     ("loss.mix_jitter_strength", lambda v: 0 <= v <= 0.5, "from 0 to 0.5"),
     *(_share(f"loss.{k}") for k in ("pseudo_label_threshold", "reference_probability", "mix_jitter_probability")),
-    *(_share(k) for k in ("loss.mix_blur_probability", "loss.feature_distance_min_share", "cem.jitter")),
-    *(_share(k) for k in ("cem.blur_probability", "dataset.sampling.max_class_share")),
+    *(_share(f"loss.{k}") for k in ("mix_blur_probability", "feature_distance_min_share")),
+    _share("dataset.sampling.max_class_share"),
     *(_rate(k) for k in ("schedule.teacher_momentum", "model.head.dropout", "model.dar.drop_path")),
     _rate("model.encoder.drop_path_rate"),
-    ("cem.illumination", lambda v: v in ILLUMINATIONS, f"one of {', '.join(ILLUMINATIONS)}"),
-    ("cem.warps", lambda v: set(v) <= set(WARPS) and bool(v), f"some of {', '.join(WARPS)}"),
-    ("cem.interpolation", lambda v: v in ("nearest", "bilinear"), "nearest or bilinear"),
+    *CEM_CHECKS,
     ("dataset.reference", lambda v: v in ("pairs", "enhanced"), "pairs or enhanced"),
     _two("dataset.sampling.crop", lambda v: v >= 32, "[height, width], each 32 or more"),
     _two("dataset.pseudo_label_border", lambda v: v >= 0, "[rows at the top, rows at the bottom]"),

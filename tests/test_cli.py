@@ -57,6 +57,12 @@ def one_line(err: str) -> str:
         (["data_dir=a (1)"], "needs two pairs of quotes"),
         (["datset=demo"], "datset is not a setting; did you mean dataset?"),
         (["schedule.max_steps=abc"], "schedule.max_steps=abc has the wrong type; expected int"),
+        (["dataset=null"], "dataset=null is no name; leave it out, or choose one of acdc, acdc_night, "),
+        (["loss=3"], "loss=3 is no name; leave it out, or choose one of dacs, icda, source_only"),
+        (["~dataset=3"], "~dataset=3 is no name; leave it out, or choose one of acdc, "),
+        (["hydra/launcher=null"], "hydra/launcher=null is no name; give one"),
+        (["schedule.max_steps=null", "seed=0", "loss=null"], "loss=null is no name; leave it out, or choose one"),
+        (["dataset.sampling.crop=[64,64"], "each [ needs its ]"),
         (["a=b="], "Error parsing override 'a=b='"),
         (["dataset=darkzurich", "data_dir=/nowhere"], "no folder /nowhere/Cityscapes; check data_dir"),
         (["hydra.run.dir=/proc/run"], "/proc/run cannot be used"),
@@ -171,6 +177,12 @@ def test_a_mistake_in_one_run_of_a_sweep_does_not_stop_the_others(monkeypatch, c
     assert run("train", main, CONF) == 1
     assert seen == [0, 1, 2]
     assert one_line(capsys.readouterr().err) == "error: one is wrong"
+
+
+def test_a_group_given_nothing_in_a_sweep_is_named(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "loss=null,icda", f"hydra.sweep.dir={tmp_path}"])
+    assert run("train", lambda cfg, folder: None, CONF) == 1
+    assert "loss=null,icda is no name; leave it out, or choose one of dacs, icda" in one_line(capsys.readouterr().err)
 
 
 def test_a_full_disk_is_told_in_one_line(monkeypatch, capsys, tmp_path):

@@ -12,7 +12,7 @@ from conftest import CONF
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from icda.config import TrainConfig, validate
+from icda.config import TrainConfig, is_size, validate
 from icda.errors import UserError
 from icda.prediction.inputs import PARTS
 
@@ -137,6 +137,7 @@ def test_the_headline_is_the_published_setting():
         ("dataset.val=null", r"expected a data set with _target_"),
         ("dataset.source=foo", r"expected a data set with _target_"),
         ("cem.illumination=dark", r"expected one of translated, style, relight, none"),
+        ("cem.style_strength=[0.9,0.2]", r"style_strength=\[0.9, 0.2\] is out of range; expected \[least, most\]"),
         ("cem.warps=[bend]", r"expected some of homography, tps, affine_tps"),
         ("loss.pca_tau=0", r"^loss\.pca_tau=0\.0 is out of range; expected above 0$"),
         ("+extra=1", r"^extra is not a setting; the configuration has dataset, model"),
@@ -154,3 +155,32 @@ def test_integers_will_do_for_floats_and_null_for_what_may_be_absent():
     config = validate(composed("schedule.lr=1", "resume=null", "model.encoder.drop_path_rate=null"))
     assert config.schedule.lr == 1.0 and isinstance(config.schedule.lr, float)
     assert config.resume is None and config.model.encoder.drop_path_rate is None
+
+
+@pytest.mark.parametrize("value", ["auto", "original", [1, 2], [540, 960]])
+def test_sizes(value):
+    assert is_size(OmegaConf.create({"size": value}).size)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "small",
+        "",
+        64,
+        None,
+        True,
+        [],
+        [64],
+        [64, 64, 64],
+        [0, 64],
+        [-1, 64],
+        [64, 1.5],
+        [64, True],
+        [64, None],
+        ["64", 64],
+        {"height": 64},
+    ],
+)
+def test_what_is_no_size(value):
+    assert not is_size(OmegaConf.create({"size": value}).size)
