@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,11 +13,32 @@ from tqdm import tqdm
 from icda.data.base import SegmentationDataset
 from icda.data.loader import EvaluationImages, batches
 from icda.distributed import any_over_ranks, is_main, rank, sum_over_ranks, world_size
-from icda.inference import WHOLE, Views, enough_memory, labels_and_confidence_at, labels_at
+from icda.inference import WHOLE, Views, enough_memory
 from icda.metrics import ConfusionMatrix, UncertaintyIoU
 from icda.models import SegmentationModel
 
 _SMALLER = "give the data set a smaller one, such as dataset.val.size=[height,width]"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One image that was segmented and compared with its label.
+
+    Args:
+        index: Its place in the data set.
+        image: As it entered the network, (3, H, W) float32, normalised, on the CPU.
+        label: Train ids, (h, w) uint8, at the label's own size.
+        prediction: Train ids, (h, w) uint8.
+        confidence: Their probabilities, (h, w) float32.
+        counts: Its pixels by label and prediction, (C, C) int64.
+    """
+
+    index: int
+    image: Tensor
+    label: np.ndarray
+    prediction: np.ndarray
+    confidence: np.ndarray
+    counts: np.ndarray
 
 
 @torch.inference_mode()
@@ -31,6 +53,8 @@ def evaluate(
     progress: bool = False,
     uncertainty: UncertaintyIoU | None = None,
     on_prediction: Callable[[int, np.ndarray], None] | None = None,
+    observer: Callable[[Scored], None] | None = None,
+    indices: Sequence[int] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> ConfusionMatrix | None:
     """Segment every image and compare with its label at the label's own size.
@@ -51,6 +75,9 @@ def evaluate(
             one process alone.
         on_prediction: Called with the index of an image and its predicted train ids (h, w) uint8. For one process
             alone.
+        observer: Called with each image and what came of it, which takes the probabilities too; None leaves them
+            out. For one process alone.
+        indices: The images' places in the data set; None takes all of them.
         stop: Asked before each image, and while the workers are waited for in vain, whether to give up, as after a
             signal.
 
@@ -63,12 +90,14 @@ def evaluate(
     classes = dataset.classes
     assert model.num_classes == len(classes), (model.num_classes, len(classes))
     processes = world_size()
-    assert processes == 1 or (uncertainty is None and on_prediction is None), processes
+    alone = uncertainty is None and on_prediction is None and observer is None
+    assert processes == 1 or alone, processes
+    confident = uncertainty is not None or observer is not None
     matrix = ConfusionMatrix(len(classes), classes.ignore_index)
     was_training = model.training
     model.eval()
     images = EvaluationImages(dataset, model.mean, model.std)
-    order = range(rank(), len(images), processes)
+    order = (range(len(images)) if indices is None else indices)[rank() :: processes]
     done = 0
     for image, label, index in tqdm(
         batches(images, 1, workers, order=order, timeout=timeout, stop=stop),
@@ -81,11 +110,8 @@ def evaluate(
         if stop():
             break
         with enough_memory(tuple(image.shape[2:]), _SMALLER):
-            if uncertainty is None:
-                labels, confidences = predict(model, image.to(device), label.shape[1:], views), None
-            else:
-                logits, mirrored = views.logits(model, image.to(device))
-                labels, confidences = labels_and_confidence_at(logits, label.shape[1:], mirrored)
+            labels, confidences = views.segment(model, image.to(device), tuple(label.shape[1:]), confident)
+            before = None if observer is None else matrix.matrix.copy()
             if labels.device.type == "cpu":
                 matrix.update(labels[0].numpy(), label[0].numpy())
             else:  # the counts are less to fetch than the labels
@@ -95,6 +121,9 @@ def evaluate(
             uncertainty.update(labels[0].cpu().numpy(), confidences[0].cpu().numpy(), label[0].numpy(), invalid)
         if on_prediction is not None:
             on_prediction(int(index), labels[0].cpu().numpy())
+        if observer is not None and confidences is not None and before is not None:
+            arrays = label[0].numpy(), labels[0].cpu().numpy(), confidences[0].cpu().numpy()
+            observer(Scored(int(index), image[0], *arrays, matrix.matrix - before))
         done += 1
     model.train(was_training)
     if any_over_ranks([stop() or done < len(order)], device)[0]:
@@ -106,5 +135,4 @@ def evaluate(
 
 def predict(model: SegmentationModel, images: Tensor, size: tuple[int, ...], views: Views = WHOLE) -> Tensor:
     """Train ids at ``size`` (h, w) of normalised images (B, 3, H, W): (B, h, w) uint8."""
-    logits, mirrored = views.logits(model, images)
-    return labels_at(logits, tuple(size), mirrored)
+    return views.segment(model, images, tuple(size))[0]

@@ -1,4 +1,4 @@
-"""Counts over a data set and the scores made of them: IoU, and IoU with uncertainty. Needs numpy alone."""
+"""Counts over a data set and the scores made of them: IoU, IoU with uncertainty, calibration. Needs numpy alone."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 _CHUNK = 2**16  # pixels counted at a time: their pairs stay in the cache
 DEFAULT_STEPS = 100
 """Steps of the default grid of thresholds, each a hundredth of the range of confidences."""
+DEFAULT_BINS = 15
+"""Bins of confidence, as in Guo et al., ICML 2017."""
 
 
 class ConfusionMatrix:
@@ -22,6 +24,14 @@ class ConfusionMatrix:
     predictions at labelled pixels has the score nan and is left out of the mean. A class that is predicted somewhere
     but occurs in no label scores 0 and counts in the mean. One difference: the official code counts the prediction
     of an ignored id at a labelled pixel as a miss; here it is refused, because a network does not make it.
+
+    Example:
+        >>> matrix = ConfusionMatrix(num_classes=2, ignore_index=255)
+        >>> matrix.update(prediction=np.array([[0, 0, 1, 1]]), label=np.array([[0, 1, 1, 255]]))
+        >>> matrix.matrix.tolist()
+        [[1, 0], [1, 1]]
+        >>> matrix.iou().tolist(), matrix.miou()
+        ([0.5, 0.5], 0.5)
 
     Args:
         num_classes: Number of classes C.
@@ -266,6 +276,67 @@ class UncertaintyIoU:
             Score in 0..1; nan if nothing was counted.
         """
         return float(self.muiou().mean())
+
+
+class Calibration:
+    """Whether confidences can be taken at their word: accuracy against confidence (Guo et al., ICML 2017).
+
+    Pixels with a label are sorted by confidence into M bins of equal width, bin m = 1 .. M taking
+    ((m - 1) / M, m / M] as far as the type of the confidences can tell. Expected calibration error: the mean of
+    |accuracy - confidence| over the bins, weighted by their pixels.
+
+    Example:
+        >>> calibration = Calibration(num_classes=2, ignore_index=255, bins=2)
+        >>> calibration.update(np.array([[0, 0, 1]]), np.array([[0.5, 0.75, 1.0]]), np.array([[1, 0, 1]]))
+        >>> calibration.pixels.tolist(), calibration.accuracy().tolist(), calibration.confidence().tolist()
+        ([1, 2], [0.0, 1.0], [0.5, 0.875])
+        >>> calibration.ece()  # (1 * |0 - 0.5| + 2 * |1 - 0.875|) / 3
+        0.25
+
+    Args:
+        num_classes: Number of classes C.
+        ignore_index: Label of pixels that do not count.
+        bins: Number of bins M.
+
+    Attributes:
+        pixels, hits: (M,) int64; pixels of each bin, and those of them that are predicted right.
+        total: (M,) float64; sum of their confidences.
+    """
+
+    def __init__(self, num_classes: int, ignore_index: int, bins: int = DEFAULT_BINS) -> None:
+        _check_label_space(num_classes, ignore_index)
+        self.num_classes, self.ignore_index, self.bins = num_classes, ignore_index, bins
+        self.pixels, self.hits = np.zeros(bins, np.int64), np.zeros(bins, np.int64)
+        self.total = np.zeros(bins)
+
+    def update(self, prediction: np.ndarray, confidence: np.ndarray, label: np.ndarray) -> None:
+        """Count the pixels of one image; arrays and errors are those of ``UncertaintyIoU.update``."""
+        counted, prediction, label = _labelled_pixels(prediction, label, self.num_classes, self.ignore_index)
+        confidence = _checked_confidence(confidence, counted.shape)[counted]
+        level = np.ceil(confidence * confidence.dtype.type(self.bins)).astype(np.intp)
+        level = np.clip(level - 1, 0, self.bins - 1, out=level)
+        self.total += np.bincount(level, confidence, self.bins)
+        level[prediction == label] += self.bins
+        misses, hits = np.bincount(level, minlength=2 * self.bins).reshape(2, self.bins)
+        self.pixels += misses + hits
+        self.hits += hits
+
+    def accuracy(self) -> np.ndarray:
+        """Share of the pixels of each bin that are predicted right: (M,) float64; nan in a bin without pixels."""
+        return _share(self.hits, self.pixels)
+
+    def confidence(self) -> np.ndarray:
+        """Mean confidence of the pixels of each bin: (M,) float64; nan in a bin without pixels."""
+        return _share(self.total, self.pixels)
+
+    def ece(self) -> float:
+        """Expected calibration error, 0..1; nan if nothing was counted."""
+        pixels = self.pixels.sum()
+        return float(np.abs(self.hits - self.total).sum() / pixels) if pixels else float("nan")
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
 
 
 def _check_label_space(num_classes: int, ignore_index: int) -> None:

@@ -19,7 +19,7 @@ from icda.data.classes import CAMVID
 from icda.data.loader import batches
 from icda.evaluation import evaluate, predict
 from icda.models import build_model
-from icda.report import percent, scores, table
+from icda.scores import percent, scores, table
 
 
 class Files(SegmentationDataset):
@@ -157,6 +157,29 @@ def test_what_is_kept_image_by_image_is_for_one_process(files, monkeypatch):
     monkeypatch.setattr("icda.evaluation.world_size", lambda: 2)
     with pytest.raises(AssertionError):
         evaluate(Oracle(), Files(files), torch.device("cpu"), on_prediction=lambda index, prediction: None)
+    with pytest.raises(AssertionError):
+        evaluate(Oracle(), Files(files), torch.device("cpu"), observer=lambda scored: None)
+
+
+def test_an_observer_sees_each_image_and_what_came_of_it(files):
+    data, cpu, seen = Files(files), torch.device("cpu"), []
+    matrix = evaluate(Halved(), data, cpu, observer=seen.append)
+    np.testing.assert_array_equal(matrix.matrix, evaluate(Halved(), data, cpu).matrix)
+    assert [scored.index for scored in seen] == [0, 1]
+    np.testing.assert_array_equal(sum(scored.counts for scored in seen), matrix.matrix)
+    for scored in seen:
+        label, image = data.label(scored.index, resized=False), data.image(scored.index)
+        np.testing.assert_array_equal(scored.label, label)
+        np.testing.assert_allclose(scored.image.permute(1, 2, 0).numpy(), image / 255, atol=1e-6)
+        logits = Halved()(scored.image[None])[0]
+        np.testing.assert_array_equal(scored.prediction, logits.argmax(0).numpy())
+        np.testing.assert_allclose(scored.confidence, logits.softmax(0).amax(0).numpy(), rtol=1e-6)
+
+
+def test_some_images_alone(files):
+    seen = []
+    matrix = evaluate(Halved(), Files(files), torch.device("cpu"), observer=seen.append, indices=[1])
+    assert [scored.index for scored in seen] == [1] and matrix.matrix.sum() == (64 - 5) * 96
 
 
 def _evaluate_as(rank: int, processes: int, folders: list[str], store: str) -> None:

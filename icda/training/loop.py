@@ -24,7 +24,7 @@ from icda.data.setup import OpenDatasets, open_datasets, training_stream
 from icda.device import pick_device
 from icda.errors import UserError
 from icda.evaluation import evaluate
-from icda.report import percent, scores
+from icda.scores import percent, scores
 from icda.training import checkpoint
 from icda.training.build import (
     AUTO,

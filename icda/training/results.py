@@ -15,7 +15,7 @@ import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from icda.report import percent, table
+from icda.scores import percent, table
 from icda.training.durable import append_whole, naming, remove_leftovers, write_whole
 from icda.training.same_run import check_same_run
 
@@ -90,7 +90,7 @@ class Results:
             step: Steps done.
             seconds: Of the whole run.
             best_miou: 0..1.
-            result: The last validation's scores (``icda.report.scores``).
+            result: The last validation's scores (``icda.scores.scores``).
             skipped: Steps that were left out, since their loss or gradient was not finite.
 
         Returns:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from icda.metrics import UncertaintyIoU
-from icda.report import uncertainty_scores, uncertainty_text
+from icda.scores import readable, uncertainty_scores, uncertainty_text
 
 
 def metric(thresholds: list[float] | None, filled: bool = True) -> UncertaintyIoU:
@@ -67,3 +67,19 @@ def test_uncertainty_text_of_other_grids():
     single = uncertainty_text(metric([0.8])).splitlines()
     assert single[0].endswith("over 1 threshold, 0.8000") and len(single) == 2  # the grid has no 1/C
     assert "best UIoU          -  at threshold -" in uncertainty_text(metric(None, filled=False))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a": [], "b": {}, "c": [[]], "d": [1, -2.5e-07, None], "e": [[1], [2, 3]], "f": ["x", 1], "g": [{"h": 1}]},
+        {"[\n  1\n  ]": "[\n    1\n  ]", "rows": [0.1, 0.2]},
+    ],
+)
+def test_readable_json_is_the_same_json(value):
+    assert json.loads(readable(value)) == value
+
+
+def test_rows_of_numbers_stand_on_one_line():
+    assert '"d": [1, 2.5, null]' in readable({"d": [1, 2.5, None]})
+    assert readable({"m": [[1, 2], [3, 4]]}).splitlines()[2].strip() == "[1, 2],"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -18,19 +20,20 @@ def scores(matrix: ConfusionMatrix, classes: ClassSet) -> dict[str, Any]:
         ``miou``, ``iou`` by class name, ``pixel_accuracy``, ``frequency_weighted_iou``, ``labelled_pixels`` and
         ``pixels`` by class name (labelled pixels of the class).
     """
-    iou = {name: _plain(value) for name, value in zip(classes.names, matrix.iou(), strict=True)}
+    iou = {name: plain(value) for name, value in zip(classes.names, matrix.iou(), strict=True)}
     pixels = dict(zip(classes.names, matrix.matrix.sum(1).tolist(), strict=True))
     return {
-        "miou": _plain(matrix.miou()),
+        "miou": plain(matrix.miou()),
         "iou": iou,
-        "pixel_accuracy": _plain(matrix.pixel_accuracy()),
-        "frequency_weighted_iou": _plain(matrix.frequency_weighted_iou()),
+        "pixel_accuracy": plain(matrix.pixel_accuracy()),
+        "frequency_weighted_iou": plain(matrix.frequency_weighted_iou()),
         "labelled_pixels": int(matrix.matrix.sum()),
         "pixels": pixels,
     }
 
 
-def _plain(value: float) -> float | None:
+def plain(value: float) -> float | None:
+    """A number as JSON can hold it: None for nan."""
     return None if math.isnan(value) else float(value)
 
 
@@ -106,8 +109,8 @@ def uncertainty_scores(metric: UncertaintyIoU) -> dict[str, Any]:
     best = None if np.isnan(uiou).any() else int(uiou.argmax())
     return {
         "thresholds": metric.thresholds.tolist(),
-        "uiou": [_plain(value) for value in uiou],
-        "average_uiou": _plain(metric.average()),
+        "uiou": [plain(value) for value in uiou],
+        "average_uiou": plain(metric.average()),
         "best": {
             "threshold": None if best is None else float(metric.thresholds[best]),
             "uiou": None if best is None else float(uiou[best]),
@@ -131,3 +134,21 @@ def uncertainty_text(metric: UncertaintyIoU) -> str:
     if grid[0] <= 1 / metric.num_classes:
         lines.append(f"UIoU at 1/C   {percent(result['uiou'][0]):>6}  nothing is invalidated: the mIoU")
     return "\n".join(lines)
+
+
+def readable(result: dict[str, Any]) -> str:
+    """Plain values as JSON for files: indented, with rows of numbers on one line each.
+
+    >>> print(readable({"miou": 0.5, "matrix": [[1, 2], [3, None]]}), end="")
+    {
+      "miou": 0.5,
+      "matrix": [
+        [1, 2],
+        [3, null]
+      ]
+    }
+    """
+    whole = json.dumps(result, indent=2, allow_nan=False)
+    # A string cannot be taken for a row: in JSON it holds no line feed.
+    row = re.compile(r"\[\n\s+((?:(?:-?\d[\d.eE+-]*|null),\n\s+)*(?:-?\d[\d.eE+-]*|null))\n\s+\]")
+    return row.sub(lambda match: "[" + re.sub(r"\s+", " ", match[1]) + "]", whole) + "\n"
