@@ -31,6 +31,8 @@ def load(
     window: Sequence[int] | None = None,
     stride: Sequence[int] | None = None,
     flip: bool = False,
+    scales: Sequence[float] = (1.0,),
+    temperature: float = 1.0,
 ) -> Predictor:
     """A trained network, ready to segment pictures.
 
@@ -57,6 +59,9 @@ def load(
         window: Height and width in pixels of sliding windows over what enters; None shows it whole.
         stride: Height and width by which windows move; None takes two thirds of theirs.
         flip: Whether the mean of the probabilities of a picture and of its mirror image decides.
+        scales: Factors of the picture's sides at which it is segmented; of several the mean of the probabilities
+            decides.
+        temperature: What logits are divided by before the softmax, above 0: above 1 the confidences fall.
 
     Raises:
         UserError: If there is no such checkpoint, it cannot be read, holds no teacher, or a setting is not known.
@@ -67,4 +72,13 @@ def load(
     from icda.training.checkpoint import load_trained
 
     trained = load_trained(path, pick_device(str(device)), teacher)
-    return Predictor(trained, size, precision=precision, window=window, stride=stride, flip=flip)
+    return Predictor(
+        trained,
+        size,
+        precision=precision,
+        window=window,
+        stride=stride,
+        flip=flip,
+        scales=scales,
+        temperature=temperature,
+    )

@@ -1,11 +1,11 @@
-"""Pictures through the network, whole or by windows, plain or mirrored too; from logits to labels at full size."""
+"""Pictures through the network: whole or by windows, mirrored, at several scales; from logits to full size labels."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 
 import cv2
 import numpy as np
@@ -63,12 +63,11 @@ def labels_and_confidence_at(
 
 @torch.no_grad()
 def _segmented(
-    logits: Tensor, size: tuple[int, int], mirrored: Tensor | None, confident: bool
+    logits: Tensor, size: tuple[int, int], mirrored: Tensor | None, confident: bool, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor | None]:
     """Labels and, if asked for, confidences, with memory for all classes of one strip alone."""
     (batch, classes), (height, width), device = logits.shape[:2], size, logits.device
-    per_strip = _CPU_STRIP if device.type == "cpu" else _GPU_STRIP
-    height_of_strip = min(height, max(1, per_strip // (batch * width)))
+    height_of_strip = _height_of_strip(batch, size, device)
     labels = torch.empty(batch, height, width, dtype=torch.uint8, device=device)
     confidence = torch.empty(batch, height, width, device=device) if confident else None
     kept = classes if confident or mirrored is not None else 1
@@ -80,20 +79,38 @@ def _segmented(
         _argmax(_planes(logits, size, rows, own, spare), best, first, mark)
         if mirrored is not None:
             # The mean of probabilities, not of logits: as MMSegmentation does it.
-            own.div_(_exponentials(own, best, mark))
+            own.div_(_exponentials(own, best, mark, temperature))
             other = torch.empty_like(own)
             _argmax(_planes(mirrored, size, rows, other, spare), best, first, mark)
-            other.div_(_exponentials(other, best, mark))
+            other.div_(_exponentials(other, best, mark, temperature))
             _argmax(own.add_(other).div_(2), best, first, mark)
         elif confident:
-            torch.reciprocal(_exponentials(own, best, mark), out=best)
+            torch.reciprocal(_exponentials(own, best, mark, temperature), out=best)
         labels[:, rows] = first
         if confidence is not None:
             confidence[:, rows] = best
     return labels, confidence
 
 
-def _planes(logits: Tensor, size: tuple[int, int], rows: slice, out: Tensor, spare: Tensor) -> Iterator[Tensor]:
+def _height_of_strip(batch: int, size: Sequence[int], device: torch.device) -> int:
+    """Rows of results (B, h, w) that are made at a time."""
+    per_strip = _CPU_STRIP if device.type == "cpu" else _GPU_STRIP
+    return min(size[0], max(1, per_strip // (batch * size[1])))
+
+
+@torch.no_grad()
+def _add_probabilities(total: Tensor, logits: Tensor, temperature: float) -> None:
+    """Add the softmax probabilities of logits (B, C, H, W) to ``total`` (C, B, h, w) float32, at its size."""
+    size = total.shape[2:]
+    rows = _height_of_strip(total.shape[1], size, total.device)
+    for start in range(0, size[0], rows):
+        part = total[:, :, start : start + rows]
+        own, (best, first, mark, spare) = torch.empty_like(part), part.new_empty(4, *part.shape[1:])
+        _argmax(_planes(logits, size, slice(start, start + part.shape[2]), own, spare), best, first, mark)
+        part += own.div_(_exponentials(own, best, mark, temperature))
+
+
+def _planes(logits: Tensor, size: Sequence[int], rows: slice, out: Tensor, spare: Tensor) -> Iterator[Tensor]:
     """The classes' logits (B, n, w) in some rows at a size, one after the other.
 
     Each row is widened once, then rows are mixed: most of the result's elements cost one multiplication. What
@@ -146,50 +163,71 @@ def _argmax(planes: Iterable[Tensor], best: Tensor, first: Tensor, mark: Tensor)
         torch.maximum(first, mark.mul_(k), out=first)
 
 
-def _exponentials(planes: Tensor, best: Tensor, total: Tensor) -> Tensor:
-    """Makes exp(logit - maximum) of the logits in ``planes`` (C, B, n, w), given their maximum (B, n, w).
+def _exponentials(planes: Tensor, best: Tensor, total: Tensor, temperature: float = 1.0) -> Tensor:
+    """Makes exp((logit - maximum) / temperature) of logits (C, B, n, w) in ``planes``, given their maximum (B, n, w).
 
     Returns:
         Their sum over the classes, (B, n, w), in ``total``.
     """
     total.zero_()
     for plane in planes:
-        total.add_(plane.sub_(best).exp_())
+        plane.sub_(best)
+        if temperature != 1:
+            plane.div_(temperature)
+        total.add_(plane.exp_())
     return total
 
 
 @dataclass(frozen=True)
 class Views:
-    """How a picture is shown to the network: whole or by windows, and whether mirrored as well.
+    """How a picture is shown to the network: whole or by windows, at which scales, and whether mirrored as well.
+
+    Of several views the mean of their softmax probabilities at the labels' size decides, as in MMSegmentation.
 
     Args:
-        window: Height and width of sliding windows in pixels of the picture as it enters; None shows it whole.
+        window: Height and width of sliding windows, in pixels of the picture at each scale; None shows it whole.
         stride: Height and width by which they move.
-        flip: Whether the mean of the probabilities of the picture and of its mirror image decides.
+        flip: Whether its mirror image is shown as well, at each scale.
+        scales: What the sides of the picture as it enters are multiplied with, each above 0.
+        temperature: Above 0; divides the logits before the softmax. It leaves the labels of a single view alone.
     """
 
     window: tuple[int, int] | None = None
     stride: tuple[int, int] | None = None
     flip: bool = False
+    scales: tuple[float, ...] = (1.0,)
+    temperature: float = 1.0
 
     @classmethod
-    def of(cls, window: Sequence[int] | None, stride: Sequence[int] | None, flip: bool) -> Views:
+    def of(
+        cls,
+        window: Sequence[int] | None,
+        stride: Sequence[int] | None,
+        flip: bool,
+        scales: Sequence[float] = (1.0,),
+        temperature: float = 1.0,
+    ) -> Views:
         """Views as settings name them.
 
         Args:
             window: Height and width, or None.
             stride: Height and width; None takes two thirds of the window's, as MMSegmentation's settings do.
             flip: Whether the mirror image is shown as well.
+            scales: One or more, each once.
+            temperature: Above 0.
 
         Raises:
             UserError: If they are none, or do not go together.
         """
         if not isinstance(flip, bool):
             raise UserError(f"flip={flip!r:.60} is not known; give true or false")
+        if not _is_above_zero(temperature):
+            raise UserError(f"temperature={temperature!r:.60} is not known; give a number above 0")
+        sizes = (_checked_scales(scales), float(temperature))
         if window is None:
             if stride is not None:
                 raise UserError(f"stride={stride!r:.60} is given, but no window; give window=[height,width] as well")
-            return cls(None, None, flip)
+            return cls(None, None, flip, *sizes)
         height, width = _pixels("window", window)
         step = (max(1, 2 * height // 3), max(1, 2 * width // 3)) if stride is None else _pixels("stride", stride)
         if step[0] > height or step[1] > width:
@@ -197,10 +235,38 @@ class Views:
                 f"stride={list(step)} is larger than window={[height, width]}, so that windows would leave gaps; "
                 "give a smaller one"
             )
-        return cls((height, width), step, flip)
+        return cls((height, width), step, flip, *sizes)
+
+    def segment(
+        self, model: SegmentationModel, images: Tensor, size: tuple[int, int], confidence: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Train ids of pictures, from all views.
+
+        However many scales there are, they need memory for all probabilities at the labels' size, and one view.
+
+        Args:
+            model: In evaluation mode.
+            images: As they enter, (B, 3, H, W) float32, where the model is.
+            size: Height and width (h, w) of the labels.
+            confidence: Whether the probabilities are wanted, too.
+
+        Returns:
+            Train ids (B, h, w) uint8; and their mean probabilities (B, h, w) float32, or None.
+        """
+        if self.scales == (1.0,):
+            logits, mirrored = self.logits(model, images)
+            return _segmented(logits, size, mirrored, confidence, self.temperature)
+        total = torch.zeros(model.num_classes, len(images), *size, device=images.device)
+        for scale in self.scales:
+            scaled = images if scale == 1 else F.interpolate(images, _scaled(images, scale), mode="bilinear")
+            _add_probabilities(total, self._forward(model, scaled), self.temperature)
+            if self.flip:
+                _add_probabilities(total, self._forward(model, scaled.flip(-1)).flip(-1), self.temperature)
+        best, labels = total.max(0)  # of equal ones the first
+        return labels.to(torch.uint8), best.div_(len(self.scales) * (1 + self.flip)) if confidence else None
 
     def logits(self, model: SegmentationModel, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Logits of pictures at their own size.
+        """Logits of pictures at their own size, whatever ``scales`` says.
 
         Args:
             model: In evaluation mode.
@@ -242,6 +308,25 @@ class Views:
 
 WHOLE = Views()
 """The whole picture, as it is."""
+
+
+def _is_above_zero(value: object) -> bool:
+    """Whether it is a number above 0 that float32 holds as such."""
+    held = torch.finfo(torch.float32)
+    return isinstance(value, Real) and not isinstance(value, bool) and held.tiny <= value <= held.max
+
+
+def _checked_scales(value: object) -> tuple[float, ...]:
+    """Factors of a picture's sides, each once."""
+    scales = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else ()
+    if not scales or not all(map(_is_above_zero, scales)) or len(set(scales)) < len(scales):
+        raise UserError(f"scales={value!r:.60} is not known; give numbers above 0, each once, such as [0.75,1,1.25]")
+    return tuple(map(float, scales))
+
+
+def _scaled(images: Tensor, scale: float) -> tuple[int, ...]:
+    """Height and width of pictures (B, 3, H, W) times a factor, rounded as in MMSegmentation, each 1 or more."""
+    return tuple(max(1, int(side * scale + 0.5)) for side in images.shape[2:])
 
 
 def _pixels(name: str, value: object) -> tuple[int, int]:
@@ -308,9 +393,8 @@ def segment(
     Raises:
         UserError: If the memory does not suffice.
     """
-    with enough_memory(tuple(entering.shape[2:])):
-        logits = views.logits(model, entering.to(model.mean.device))
-        if not confidence:
-            return labels_at(logits[0], size, logits[1])[0].cpu().numpy(), None
-        labels, probability = labels_and_confidence_at(logits[0], size, logits[1])
-        return labels[0].cpu().numpy(), probability[0].cpu().numpy()
+    largest = max(views.scales)
+    mend = "give a smaller one as size=[height,width]" + (", or smaller scales" if largest > 1 else "")
+    with enough_memory(_scaled(entering, largest), mend):
+        labels, probability = views.segment(model, entering.to(model.mean.device), size, confidence)
+        return labels[0].cpu().numpy(), None if probability is None else probability[0].cpu().numpy()

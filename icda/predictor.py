@@ -39,6 +39,9 @@ class Predictor:
         window: Height and width of sliding windows, in pixels of the picture as it enters; None shows it whole.
         stride: By which windows move, height and width; None takes two thirds of the window's.
         flip: Whether the mean of the probabilities of the picture and of its mirror image decides.
+        scales: Factors of the picture's sides at which it is segmented; of several the mean of the probabilities
+            decides.
+        temperature: What logits are divided by before the softmax, above 0.
 
     Attributes:
         model: The network, prepared for inference.
@@ -59,8 +62,10 @@ class Predictor:
         window: Sequence[int] | None = None,
         stride: Sequence[int] | None = None,
         flip: bool = False,
+        scales: Sequence[float] = (1.0,),
+        temperature: float = 1.0,
     ) -> None:
-        self.views: Views = Views.of(window, stride, flip)
+        self.views: Views = Views.of(window, stride, flip, scales, temperature)
         dtype = Precision(precision, trained.model.mean.device).dtype
         self.model: SegmentationModel = prepared(trained.model, dtype)
         self.classes: ClassSet = trained.classes

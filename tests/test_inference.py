@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from icda import inference
@@ -95,6 +97,15 @@ class Full(torch.nn.Module):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [((0.5,), r"at 32 x 48 .* as size=\[height,width\]$"), ((3, 1), r"at 192 x 288 .*, or smaller scales$")],
+)
+def test_too_little_memory_for_a_scale(scales, message):
+    with pytest.raises(UserError, match=message):
+        inference.segment(Full(), torch.zeros(1, 3, 64, 96), (8, 12), False, Views(scales=scales))
+
+
 @pytest.mark.parametrize("uncertainty", [False, True])
 def test_evaluation_tells_of_too_little_memory_in_one_line(tmp_path, uncertainty):
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((8, 12, 3), np.uint8))
@@ -129,7 +140,7 @@ def test_strips_do_not_show(monkeypatch):
 class Local(torch.nn.Module):
     """Logits that depend on where in a window a pixel lies, so that the windows show."""
 
-    mean = torch.zeros(3)
+    mean, num_classes = torch.zeros(3), 2
 
     def __init__(self) -> None:
         super().__init__()
@@ -187,6 +198,16 @@ def test_the_mirror_image_is_mirrored_back():
         (((8, 8), (8.0, 8), False), "stride=.* is not known"),
         (((8, 8), (9, 8), False), r"stride=\[9, 8\] is larger than window=\[8, 8\]"),
         ((None, None, 1), "flip=1 is not known; give true or false"),
+        ((None, None, False, []), r"scales=\[\] is not known; give numbers above 0, each once"),
+        ((None, None, False, [1, 0]), r"scales=\[1, 0\] is not known"),
+        ((None, None, False, [1.0, 1]), "each once"),
+        ((None, None, False, 1.0), r"scales=1\.0 is not known"),
+        ((None, None, False, [True]), r"scales=\[True\] is not known"),
+        ((None, None, False, [1.0], 0), "temperature=0 is not known; give a number above 0"),
+        ((None, None, False, [1.0], float("inf")), "temperature=inf is not known"),
+        ((None, None, False, [1.0], float("nan")), "temperature=nan is not known"),
+        ((None, None, False, [1.0], 1e-300), "temperature=1e-300 is not known"),
+        ((None, None, False, [float("nan")]), "scales=.nan. is not known"),
     ],
 )
 def test_views_that_are_none(given, message):
@@ -197,3 +218,96 @@ def test_views_that_are_none(given, message):
 def test_windows_move_by_two_thirds_of_their_size():
     assert Views.of([512, 768], None, False) == Views((512, 768), (341, 512))
     assert Views.of(None, None, False) == Views() and Views.of((1, 1), None, True) == Views((1, 1), (1, 1), True)
+
+
+def averaged(model, image, size, views):
+    """MMSegmentation's aug_test after its published code: each view's softmax at the labels' size, summed."""
+    total, count = 0, 0
+    for scale in views.scales:
+        new = (int(image.shape[2] * scale + 0.5), int(image.shape[3] * scale + 0.5))
+        scaled = F.interpolate(image, new, mode="bilinear", align_corners=False)
+        for mirror in (False, True)[: 1 + views.flip]:
+            shown = scaled.flip(3) if mirror else scaled
+            logits = model(shown) if views.window is None else slid(model, shown, views.window, views.stride)
+            logits = F.interpolate(logits, size, mode="bilinear", align_corners=False) / views.temperature
+            probability = logits.softmax(1)
+            total, count = total + (probability.flip(3) if mirror else probability), count + 1
+    return total / count
+
+
+SCALES = st.lists(st.sampled_from([0.4, 0.5, 0.75, 1.0, 1.25, 1.7]), min_size=1, max_size=4, unique=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    scales=SCALES,
+    flip=st.booleans(),
+    window=st.sampled_from([None, ((9, 11), (4, 7)), ((30, 60), (30, 60))]),
+    temperature=st.sampled_from([0.5, 1.0, 3.0]),
+    size=st.tuples(st.integers(1, 40), st.integers(1, 50)),
+)
+def test_views_decide_by_the_mean_of_probabilities(scales, flip, window, temperature, size):
+    views = Views.of(*(window or (None, None)), flip, scales, temperature)
+    image = 2 * torch.randn(1, 3, 20, 26, generator=torch.Generator().manual_seed(0))
+    expected = averaged(Local(), image, size, views)
+    labels, confidence = views.segment(Local(), image, size, confidence=True)
+    assert labels.dtype == torch.uint8 and labels.shape == (1, *size)
+    torch.testing.assert_close(confidence, expected.max(1).values, rtol=1e-4, atol=1e-5)
+    clear = (expected[:, 0] - expected[:, 1]).abs() > 1e-4
+    assert torch.equal(labels[clear], expected.argmax(1).to(torch.uint8)[clear])
+    alone, nothing = views.segment(Local(), image, size)
+    assert nothing is None and torch.equal(alone, labels)
+
+
+@pytest.mark.parametrize("scales", [[1.0], [0.5, 1.0]])
+def test_a_temperature_close_to_zero_leaves_no_doubt(scales):
+    image = torch.randn(1, 3, 20, 26, generator=torch.Generator().manual_seed(0))
+    labels, confidence = Views.of(None, None, True, scales, 1e-37).segment(Local(), 100 * image, (31, 29), True)
+    votes = 2 * len(scales)
+    torch.testing.assert_close(confidence * votes, (confidence * votes).round())
+    assert (confidence >= 0.5).all() and set(labels.unique().tolist()) <= {0, 1}
+
+
+def test_the_order_of_scales_does_not_matter_but_for_rounding():
+    image = torch.randn(2, 3, 20, 26, generator=torch.Generator().manual_seed(0))
+    one, other = (Views(scales=s).segment(Local(), image, (33, 44), True)[1] for s in ((0.5, 1, 2), (2, 0.5, 1)))
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_of_several_scales_strips_do_not_show(monkeypatch):
+    image = torch.randn(2, 3, 20, 26, generator=torch.Generator().manual_seed(0))
+    views = Views(flip=True, scales=(0.5, 1.5))
+    whole = views.segment(Local(), image, (47, 52), True)
+    for pixels in (1, 2 * 52 * 3):
+        monkeypatch.setattr(inference, "_CPU_STRIP", pixels)
+        for found, expected in zip(views.segment(Local(), image, (47, 52), True), whole, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_more_scales_need_no_more_memory(monkeypatch):
+    made, zeros = [], torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape, **options: made.append(shape) or zeros(*shape, **options))
+    image = torch.randn(1, 3, 20, 26)
+    Views(flip=True, scales=(0.5, 1.0, 1.5, 2.0)).segment(Local(), image, (40, 52))
+    assert [shape for shape in made if len(shape) == 4] == [(2, 1, 40, 52)]  # all classes at full size, once
+
+
+def test_one_view_is_what_it_was_bit_for_bit():
+    image = torch.randn(1, 3, 20, 26, generator=torch.Generator().manual_seed(0))
+    for flip in (False, True):
+        views = Views(flip=flip)
+        logits, mirrored = views.logits(Local(), image)
+        expected = labels_and_confidence_at(logits, (47, 52), mirrored)
+        found = views.segment(Local(), image, (47, 52), True)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@settings(max_examples=30, deadline=None)
+@given(temperature=st.floats(0.05, 50))
+def test_a_temperature_changes_confidences_but_no_label_of_one_view(temperature):
+    image = torch.randn(1, 3, 20, 26, generator=torch.Generator().manual_seed(0))
+    plain, sure = Views().segment(Local(), image, (31, 29), True)
+    tempered, less = Views.of(None, None, False, [1.0], temperature).segment(Local(), image, (31, 29), True)
+    assert torch.equal(tempered, plain)
+    assert (less <= sure + 1e-6).all() if temperature >= 1 else (less >= sure - 1e-6).all()
+    assert less.min() >= 0.5 - 1e-6  # two classes

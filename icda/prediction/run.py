@@ -23,6 +23,7 @@ from icda.device import pick_device
 from icda.errors import UserError
 from icda.inference import WHOLE, Views, prepared, segment
 from icda.models import SegmentationModel
+from icda.prediction.film import FILM_FILES, Film
 from icda.prediction.inputs import (
     PARTS,
     InputSize,
@@ -42,14 +43,13 @@ from icda.prediction.inputs import (
 from icda.prediction.outputs import RESULTS, Background, PredictionWriter, counted
 from icda.prediction.settings import PredictConfig, validate_predict
 from icda.prediction.submission import BENCHMARKS, Benchmark, Submission, find_benchmark
-from icda.prediction.video import VideoReader, VideoWriter
+from icda.prediction.video import VideoReader
 from icda.training.checkpoint import Trained, load_trained
 from icda.training.precision import Precision
-from icda.viz import overlay
 
 log = logging.getLogger(__name__)
 
-_SUMMARY, _ZIP, _FILM = "predict.json", "submission.zip", "overlay.mp4"
+_SUMMARY, _ZIP = "predict.json", "submission.zip"
 
 Take = Callable[[int, np.ndarray, np.ndarray, np.ndarray | None], None]
 """Gets position, RGB image (H, W, 3) uint8, train ids (H, W) uint8, and confidence (H, W) float32 if asked for."""
@@ -74,7 +74,7 @@ def predict(cfg: DictConfig, folder: Path, benchmarks: Mapping[str, Benchmark] =
     device = pick_device(config.device)
     path = None if config.input in PARTS else existing(config.input)
     if path is not None:
-        check_apart(path, folder, (*RESULTS, _SUMMARY, _ZIP, _FILM))
+        check_apart(path, folder, (*RESULTS, _SUMMARY, _ZIP, *FILM_FILES))
     dtype = Precision(config.precision, device).dtype
     trained = load_trained(config.ckpt, device, teacher=config.teacher)
     trained = replace(trained, model=prepared(trained.model, dtype))  # what it is made of is freed
@@ -82,7 +82,7 @@ def predict(cfg: DictConfig, folder: Path, benchmarks: Mapping[str, Benchmark] =
     labels = (not video) if config.labels == "auto" else config.labels
     if not (labels or config.overlays or config.colors or config.confidence or config.submission):
         raise UserError("nothing is to be written; give one of labels=true, overlays=true, colors=true")
-    for name in (_SUMMARY, _ZIP, _FILM):  # of an earlier run, which this one may not replace
+    for name in (_SUMMARY, _ZIP, *FILM_FILES):  # of an earlier run, which this one may not replace
         (folder / name).unlink(missing_ok=True)
     writer = PredictionWriter(
         folder,
@@ -204,12 +204,14 @@ def _predict_video(
             "%s: %d x %d (height x width), %.6g frames/s, %s, entering at %s, on %s",
             path, height, width, video.fps, declared, size, trained.model.mean.device,
         )  # fmt: skip
-        film = VideoWriter(folder / _FILM, video.fps, video.size) if config.overlays else None
+        film = None
+        if config.overlays:
+            film = Film(folder, config.video, video.fps, video.size, trained.classes, config.opacity)
 
         def take(index: int, image: np.ndarray, labels: np.ndarray, confidence: np.ndarray | None) -> None:
             writer(f"{index:06d}", image, labels, confidence)
             if film is not None:
-                film.write(overlay(image, labels, trained.classes, config.opacity))
+                film.write(image, labels, confidence)
 
         start = time.monotonic()
         try:
@@ -219,20 +221,19 @@ def _predict_video(
                 size,
                 take,
                 views=_views(config),
-                confidence=config.confidence,
+                confidence=config.confidence or (film is not None and film.needs_confidence),
                 progress=config.progress,
             )
         except KeyboardInterrupt:
             if film is not None:
-                what = f"{film.path} holds the first {counted(film.frames, 'frames')}"
-                log.warning("stopped; %s", what if film.frames else f"no frame was segmented, there is no {_FILM}")
+                log.warning("stopped; %s", film.told)
             raise
         finally:
             if film is not None:
                 film.close()
         seconds = time.monotonic() - start
         if count < (video.declared or 0):
-            log.warning("%s names %s, but ends after %d that could be read; it may be damaged", path, declared, count)
+            log.warning("%s names %s, of which %d could be read; it may be damaged", path, declared, count)
     return {
         "frames": count,
         "frames_declared": video.declared,
@@ -322,11 +323,25 @@ def predict_video(
 
 
 def _views(config: PredictConfig) -> Views:
-    return Views.of(config.window, config.stride, config.flip)
+    return Views.of(config.window, config.stride, config.flip, config.scales, config.temperature)
 
 
 def _bar(items: Any, total: int | None, unit: str, progress: bool) -> tqdm:
-    return tqdm(items, total=total, desc="predict", unit=unit, disable=None if progress else True, leave=False)
+    disable, form = None if progress else True, bar_format(total, unit)
+    return tqdm(items, total=total, desc="predict", unit=unit, disable=disable, leave=False, bar_format=form)
+
+
+def bar_format(total: int | None, unit: str) -> str:
+    """Of a progress bar whose rate is in units a second; tqdm's own turns rates below 1 around.
+
+    Args:
+        total: How many there are, if that is known.
+        unit: What is counted, singular.
+    """
+    rate = "{rate_noinv_fmt}"
+    if total is None:
+        return f"{{desc}}: {{n_fmt}} {unit}s [{{elapsed}}, {rate}]"
+    return f"{{l_bar}}{{bar}}| {{n_fmt}}/{{total_fmt}} [{{elapsed}}<{{remaining}}, {rate}]"
 
 
 def _entering(model: SegmentationModel, image: np.ndarray, size: InputSize) -> Tensor:

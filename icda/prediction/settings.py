@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from icda.config import Check, checked
+from icda.config import SIZE, Check, checked
 from icda.errors import UserError
 from icda.inference import Views
+from icda.prediction.film import FILMS
 from icda.prediction.inputs import PARTS
 from icda.prediction.submission import LAYOUTS
 from icda.training.precision import DTYPES
@@ -26,6 +27,7 @@ class PredictConfig:
     on_error: str
     labels: Any
     overlays: bool
+    video: str
     opacity: float
     colors: bool
     confidence: bool
@@ -35,6 +37,8 @@ class PredictConfig:
     window: list[int] | None
     stride: list[int] | None
     flip: bool
+    scales: list[float]
+    temperature: float
     teacher: bool
     device: str
     precision: str
@@ -42,18 +46,13 @@ class PredictConfig:
     progress: bool
 
 
-def _is_size(value: Any) -> bool:
-    if isinstance(value, ListConfig):
-        return len(value) == 2 and all(type(v) is int and v > 0 for v in value)
-    return value in ("auto", "original")
-
-
 PRECISION: Check = ("precision", lambda v: v in DTYPES, f"one of {', '.join(DTYPES)}")
 
 _CHECKS: tuple[Check, ...] = (
-    ("size", _is_size, "auto, original, or [height,width] in pixels"),
+    SIZE,
     ("on_error", lambda v: v in ("stop", "skip"), "stop or skip"),
     ("labels", lambda v: v == "auto" or isinstance(v, bool), "auto, true or false"),
+    ("video", lambda v: v in FILMS, " or ".join(FILMS)),
     ("opacity", lambda v: 0 <= v <= 1, "from 0 to 1"),
     ("submission_layout", lambda v: v in LAYOUTS, " or ".join(LAYOUTS)),
     ("invalid_threshold", lambda v: 0 <= v <= 1, "from 0 to 1"),
@@ -77,7 +76,7 @@ def validate_predict(cfg: DictConfig) -> PredictConfig:
             raise UserError(f"{key} is missing; give it as {key}={example}")
     own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "dataset"])
     config = checked(PredictConfig, own, _CHECKS)
-    Views.of(config.window, config.stride, config.flip)
+    Views.of(config.window, config.stride, config.flip, config.scales, config.temperature)
     if config.submission and config.input != "test":
         raise UserError(f"submission=true, but input={config.input}; a server scores a test split: give input=test")
     if cfg.get("dataset") is not None and config.input not in PARTS:

@@ -27,6 +27,8 @@ CODEC = "mp4v"
 class VideoReader:
     """A video file. Frames are turned as its rotation metadata says and never held for longer than needed.
 
+    Broken frames are left out.
+
     Args:
         path: Anything that OpenCV opens: mp4, avi, mov, mkv, ...
 
@@ -45,6 +47,9 @@ class VideoReader:
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
         self.path = path
         self._capture = cv2.VideoCapture(str(path))
+        fps, declared = (self._capture.get(key) for key in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
+        self.declared = int(declared) if declared > 0 else None
+        self._read = 0
         self._first = self._grab() if self._capture.isOpened() else None
         if self._first is None:
             self._capture.release()
@@ -53,11 +58,9 @@ class VideoReader:
                 "a whole video file such as .mp4, .avi, .mov or .mkv"
             )
         self.size: tuple[int, int] = self._first.shape[:2]
-        fps, declared = (self._capture.get(key) for key in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
         self.fps = float(fps) if 0 < fps <= MAX_FPS else FALLBACK_FPS
         if self.fps != fps:
             log.warning("%s does not tell its frames per second; %g are taken", path, self.fps)
-        self.declared = int(declared) if declared > 0 else None
         self._ahead = ThreadPoolExecutor(1)
 
     def __enter__(self) -> VideoReader:
@@ -76,13 +79,18 @@ class VideoReader:
             frame = following.result()
 
     def _grab(self) -> np.ndarray | None:
-        """The next frame; None at the end."""
-        found, frame = self._capture.read()
-        return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) if found else None
+        """The next frame that can be read; None at the end."""
+        while True:
+            found, frame = self._capture.read()
+            self._read += 1
+            if found:
+                return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+            if self._read >= (self.declared or 0):  # before it, OpenCV says of a broken frame what it says of the end
+                return None
 
 
 class VideoWriter:
-    """Writes frames to an MP4 file. It is usable only after ``close``.
+    """Writes frames to an MP4 file, which has another name (``x.unfinished.mp4``) until ``close``, since none plays.
 
     Args:
         path: Where it goes; its folder exists.
@@ -102,7 +110,8 @@ class VideoWriter:
         self.fps = fps
         self.size = size[0] - size[0] % 2, size[1] - size[1] % 2
         self.frames = 0
-        self._writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*CODEC), fps, self.size[::-1])
+        self._unfinished = path.with_name(f"{path.stem}.unfinished{path.suffix}")
+        self._writer = cv2.VideoWriter(str(self._unfinished), cv2.VideoWriter_fourcc(*CODEC), fps, self.size[::-1])
         if not self._writer.isOpened():
             raise UserError(
                 f"{path} cannot be written with {size[0]} x {size[1]} pixels and {fps:g} frames/s; choose another "
@@ -116,24 +125,25 @@ class VideoWriter:
         self.frames += 1
 
     def close(self) -> None:
-        """Finish the file, open it again and compare.
+        """Finish the file, open it again and compare, and give it its name. Without a frame there is none.
 
         Raises:
             UserError: If it has other frames than were written, as on a full disk.
         """
         self._writer.release()
         if self.frames == 0:
-            self.path.unlink(missing_ok=True)
+            self._unfinished.unlink(missing_ok=True)
             return
-        capture = cv2.VideoCapture(str(self.path))
+        capture = cv2.VideoCapture(str(self._unfinished))
         keys = cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH
         found = tuple(int(capture.get(key)) for key in keys)
         fps = capture.get(cv2.CAP_PROP_FPS)
         capture.release()
         if found != (self.frames, *self.size):
             raise UserError(
-                f"{self.path} was not written whole: (frames, height, width) are {found}, expected "
+                f"{self._unfinished} was not written whole: (frames, height, width) are {found}, expected "
                 f"{(self.frames, *self.size)}; is the disk full?"
             )
         if abs(fps - self.fps) > 0.01:
             log.warning("%s has %.3f frames/s instead of %.3f", self.path, fps, self.fps)
+        self._unfinished.replace(self.path)

@@ -20,6 +20,7 @@ from PIL import Image
 from test_video import frame
 from test_video import write as write_video
 from torch.nn import functional as F
+from tqdm import tqdm
 from trees import write_acdc, write_darkzurich
 
 from icda import inference
@@ -35,6 +36,7 @@ from icda.prediction.submission import BENCHMARKS
 from icda.predictor import Predictor
 from icda.training import checkpoint
 from icda.training.checkpoint import load_trained
+from icda.viz import confidence_map
 
 ROOT = Path(__file__).parents[2]
 SIZE = (64, 128)
@@ -267,7 +269,7 @@ def test_too_little_memory_is_told_in_one_line(here, tmp_path, monkeypatch):
     def full(*_arguments):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(inference, "labels_at", full)
+    monkeypatch.setattr(inference, "_segmented", full)
     status, err, _ = here(f"input={save(tmp_path / 'a.png')}", "size=[64,96]")
     assert status == 1 and "at 64 x 96 (height x width); give a smaller one as size=" in one_line(err)
 
@@ -292,7 +294,7 @@ def test_writing_is_bounded_and_in_the_background(ckpt, tmp_path):
 
 def test_a_video(here, tmp_path, ckpt):
     path = write_video(tmp_path / "a b ü.avi", codec="MJPG", fps=12.5)
-    status, err, folder = here(f"input='{path}'", "labels=true", "opacity=0.25")
+    status, err, folder = here(f"input='{path}'", "labels=true", "opacity=0.25", "video=overlay")
     assert status == 0, err
     assert files(folder / "labels") == [f"{i:06d}.png" for i in range(12)]
     assert not (folder / "overlays").exists()
@@ -309,14 +311,54 @@ def test_a_video(here, tmp_path, ckpt):
     assert "12 frames in" in (folder / "predict.log").read_text()
 
 
+def test_a_video_shows_frame_prediction_and_confidence_side_by_side(here, tmp_path, ckpt):
+    path = write_video(tmp_path / "a.avi", codec="MJPG", count=3, size=(64, 192))
+    status, err, folder = here(f"input={path}", "labels=true", "confidence=true")
+    assert status == 0, err
+    capture = cv2.VideoCapture(str(folder / "side_by_side.mp4"))
+    shown = capture.read()[1][:, :, ::-1].astype(int)
+    capture.release()
+    assert shown.shape == (64 + 22, 3 * 192 + 2 * 3, 3)
+    labels, confidence = read(folder / "labels" / "000000.png"), read(folder / "confidence" / "000000.png") / 65535
+    blended = CITYSCAPES.colorize(labels) / 2 + frame(0, (64, 192)) / 2
+    for i, expected in enumerate((frame(0, (64, 192)), blended, confidence_map(confidence))):
+        assert np.abs(shown[22:, 195 * i : 195 * i + 192] - expected).mean() < 10, i
+    assert shown[:22, :100].min() < 100  # the names
+
+
+def test_the_rate_of_a_video_is_told_in_frames_a_second(here, tmp_path):
+    status, _, folder = here(f"input={write_video(tmp_path / 'a.mp4', count=3)}")
+    summary = json.loads((folder / "predict.json").read_text())
+    assert status == 0 and summary["per_second"] == pytest.approx(3 / summary["seconds"])
+    assert f"{summary['per_second']:.2f} frames/s" in (folder / "predict.log").read_text()
+
+
+@pytest.mark.parametrize("total", [4, None])
+def test_a_slow_rate_is_not_turned_around(total):
+    text = tqdm.format_meter(3, total, 6.0, unit="frame", bar_format=prediction_run.bar_format(total, "frame"))
+    assert "0.50frame/s" in text and "s/frame" not in text
+
+
+def test_scales_and_temperature_reach_the_network(here, tmp_path, ckpt):
+    path = save(tmp_path / "a.png")
+    status, err, folder = here(
+        f"input={path}", "size=original", "scales=[0.5,1,1.5]", "temperature=2", "flip=true", "confidence=true"
+    )
+    assert status == 0, err
+    predictor = Predictor(load_trained(ckpt), "original", scales=(0.5, 1, 1.5), temperature=2, flip=True)
+    labels, confidence = predictor.predict_with_confidence(picture(0))
+    np.testing.assert_array_equal(read(folder / "labels" / "a.png"), labels)
+    np.testing.assert_allclose(read(folder / "confidence" / "a.png") / 65535, confidence, atol=1e-5)
+
+
 def test_of_a_video_labels_are_written_only_if_asked(here, tmp_path):
     path = write_video(tmp_path / "a.mp4", count=2)
     assert files(here(f"input={path}")[2])[0] == "classes.json"
     folder = here(f"input={path}")[2]
-    assert (folder / "overlay.mp4").is_file() and not (folder / "labels").exists()
+    assert (folder / "side_by_side.mp4").is_file() and not (folder / "labels").exists()
     folder = here(f"input={path}", "overlays=false", "labels=true", f"hydra.run.dir={tmp_path}/other")[2]
     assert files(tmp_path / "other" / "labels") == ["000000.png", "000001.png"]
-    assert not (tmp_path / "other" / "overlay.mp4").exists()
+    assert not list((tmp_path / "other").glob("*.mp4"))
 
 
 def test_a_video_that_ends_early(here, tmp_path):
@@ -325,8 +367,10 @@ def test_a_video_that_ends_early(here, tmp_path):
     status, _, folder = here(f"input={path}")
     found = json.loads((folder / "predict.json").read_text())["frames"]
     assert status == 0 and 0 < found < 28
-    assert f"names 28 frames, but ends after {found} that could be read" in (folder / "predict.log").read_text()
-    capture = cv2.VideoCapture(str(folder / "overlay.mp4"))
+    assert (
+        f"names 28 frames, of which {found} could be read; it may be damaged" in (folder / "predict.log").read_text()
+    )
+    capture = cv2.VideoCapture(str(folder / "side_by_side.mp4"))
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == found
     capture.release()
 
@@ -344,8 +388,8 @@ def test_ctrl_c_leaves_a_video_that_plays(here, tmp_path, monkeypatch):
     monkeypatch.setattr(prediction_run, "segment", stop_at_the_sixth)
     status, err, folder = here(f"input={write_video(tmp_path / 'a.mp4')}")
     assert status == 130 and one_line(err) == "error: stopped by Ctrl-C"
-    assert "overlay.mp4 holds the first 5 frames" in (folder / "predict.log").read_text()
-    capture = cv2.VideoCapture(str(folder / "overlay.mp4"))
+    assert "side_by_side.mp4 holds the first 5 frames" in (folder / "predict.log").read_text()
+    capture = cv2.VideoCapture(str(folder / "side_by_side.mp4"))
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 5
     assert sum(1 for _ in iter(lambda: capture.read()[0], False)) == 5
     capture.release()
@@ -358,8 +402,8 @@ def test_ctrl_c_before_the_first_frame_names_no_film(here, tmp_path, monkeypatch
     monkeypatch.setattr(prediction_run, "segment", stop)
     status, _, folder = here(f"input={write_video(tmp_path / 'a.mp4')}")
     text = (folder / "predict.log").read_text()
-    assert status == 130 and "stopped; no frame was segmented, there is no overlay.mp4" in text
-    assert "holds" not in text and not (folder / "overlay.mp4").exists()
+    assert status == 130 and "stopped; no frame was segmented, there is no side_by_side.mp4" in text
+    assert "holds" not in text and not (folder / "side_by_side.mp4").exists()
 
 
 def test_one_frame(here, tmp_path):
@@ -371,11 +415,12 @@ def test_one_frame(here, tmp_path):
 def test_nothing_stale_is_left_in_a_folder_that_is_used_again(here, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    for name in ("submission.zip", "overlay.mp4"):
+    stale = ("submission.zip", "overlay.mp4", "side_by_side.mp4")
+    for name in stale:
         (folder / name).write_bytes(b"of an earlier run")
     status, err, _ = here(f"input={save(tmp_path / 'a.png')}")
     assert status == 0, err
-    assert not (folder / "submission.zip").exists() and not (folder / "overlay.mp4").exists()
+    assert not any((folder / name).exists() for name in stale)
 
 
 def test_results_do_not_go_where_the_input_is(here, tmp_path):

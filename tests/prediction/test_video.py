@@ -109,6 +109,17 @@ def test_a_video_that_ends_early_gives_what_there_is(tmp_path):
     assert found == list(range(len(found)))
 
 
+def test_a_broken_frame_in_the_middle_is_left_out(tmp_path):
+    path = write(tmp_path / "a.mp4")
+    pieces = path.read_bytes().split(start_of_frame := b"\x00\x00\x01\xb6")  # of MPEG-4 part 2
+    assert len(pieces) == 13
+    pieces[6] = b"\xff" * len(pieces[6])
+    path.write_bytes(start_of_frame.join(pieces))
+    with VideoReader(path) as video:
+        found = [number(picture) for picture in video]
+    assert video.declared == 12 and len(found) == 11 and found[:5] == list(range(5))
+
+
 def test_leaving_in_the_middle_is_safe(tmp_path):
     with pytest.raises(ZeroDivisionError), VideoReader(write(tmp_path / "a.mp4")) as video:
         for i, _ in enumerate(video):
@@ -156,3 +167,16 @@ def test_a_full_disk_is_noticed(tmp_path):
 def test_no_frame_leaves_no_file(tmp_path):
     VideoWriter(tmp_path / "o.mp4", 10, (64, 96)).close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_video_has_its_name_only_once_it_plays(tmp_path):
+    path = write(tmp_path / "o.mp4")
+    before = path.read_bytes()
+    writer = VideoWriter(path, 10, (64, 96))
+    writer.write(frame(0, (64, 96)))
+    assert path.read_bytes() == before  # as a process that is killed here leaves it
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["o.mp4", "o.unfinished.mp4"]
+    writer.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["o.mp4"]
+    with VideoReader(path) as video:
+        assert sum(1 for _ in video) == 1
