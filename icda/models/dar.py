@@ -50,22 +50,33 @@ class LocalAttention(nn.Module):
         Returns:
             (B, D, H, W) float.
         """
-        height, width = night.shape[2:]
-        w = self.window
-        pad = (0, -width % w, 0, -height % w)
-        x = F.pad(night, pad)
-        rows, columns = x.shape[2] // w, x.shape[3] // w
-        x = rearrange(x, "b d (r i) (c j) -> (b r c) (i j) d", i=w, j=w)
-        qkv = rearrange(self.qkv(x), "n t (three h d) -> three n h t d", three=3, h=self.heads)
-        mask = None
-        if any(pad):
-            inside = F.pad(night.new_ones(1, 1, height, width), pad)
-            inside = rearrange(inside, "1 1 (r i) (c j) -> (r c) 1 1 (i j)", i=w, j=w) > 0
-            mask = inside.repeat(len(night), 1, 1, 1)
+        (height, width), w = night.shape[2:], self.window
+        rows, columns = (height + -height % w) // w, (width + -width % w) // w
+        qkv, mask = self.in_windows(night)
         x = F.scaled_dot_product_attention(*qkv, attn_mask=mask)
         x = self.out(rearrange(x, "n h t d -> n t (h d)"))
         x = rearrange(x, "(b r c) (i j) d -> b d (r i) (c j)", r=rows, c=columns, i=w)
         return x[:, :, :height, :width]
+
+    def in_windows(self, night: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Queries, keys and values of each window.
+
+        Args:
+            night: (B, D, H, W) float.
+
+        Returns:
+            (3, B * windows, heads, window^2, D / heads) float, windows and cells row by row; and which cells of a
+            window are inside the map, (B * windows, 1, 1, window^2) bool, or None where all are.
+        """
+        (height, width), w = night.shape[2:], self.window
+        pad = (0, -width % w, 0, -height % w)
+        x = rearrange(F.pad(night, pad), "b d (r i) (c j) -> (b r c) (i j) d", i=w, j=w)
+        qkv = rearrange(self.qkv(x), "n t (three h d) -> three n h t d", three=3, h=self.heads)
+        if not any(pad):
+            return qkv, None
+        inside = F.pad(night.new_ones(1, 1, height, width), pad)
+        inside = rearrange(inside, "1 1 (r i) (c j) -> (r c) 1 1 (i j)", i=w, j=w) > 0
+        return qkv, inside.repeat(len(night), 1, 1, 1)
 
 
 class DeformableAttention(nn.Module):
@@ -148,19 +159,42 @@ class DeformableAttention(nn.Module):
         Returns:
             (B, D, H, W) float.
         """
-        height = night.shape[2]
+        _, sampled = self.sample(night, day)
+        x = F.scaled_dot_product_attention(*self.queries_keys_values(night, sampled))
+        return self.out(rearrange(x, "b m (h w) d -> b (m d) h w", h=night.shape[2]))
+
+    def sample(self, night: Tensor, day: Tensor) -> tuple[Tensor, Tensor]:
+        """What is read of the joint map, and where.
+
+        Args:
+            night: (B, D, H, W) float.
+            day: (B, D, H, W) float.
+
+        Returns:
+            Positions (B * groups, H, W, 2) as ``positions`` gives them, and what is read there, (B, D, H, W) float,
+            each group's channels at its own positions.
+        """
         joint = rearrange(self.joint(torch.cat([night, day], 1)), "b (g c) h w -> (b g) c h w", g=self.groups)
-        grid = self.positions(joint).flip(-1)  # grid_sample wants (x, y)
-        values = joint.to(grid.dtype)
+        positions = self.positions(joint)
+        values, grid = joint.to(positions.dtype), positions.flip(-1)  # grid_sample wants (x, y)
         sampled = F.grid_sample(values, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
-        sampled = sampled.to(joint.dtype)
-        sampled = rearrange(sampled, "(b g) c h w -> b (g c) h w", g=self.groups)
+        return positions, rearrange(sampled.to(joint.dtype), "(b g) c h w -> b (g c) h w", g=self.groups)
+
+    def queries_keys_values(self, night: Tensor, sampled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the night map's cells, and a key and a value for each sampled cell.
+
+        Args:
+            night: (B, D, H, W) float.
+            sampled: (B, D, H, W) float.
+
+        Returns:
+            Each (B, heads, H * W, D / heads) float, cells row by row.
+        """
         q, k, v = (
             rearrange(x, "b (m d) h w -> b m (h w) d", m=self.heads)
             for x in (self.q(night), self.k(sampled), self.v(sampled))
         )
-        x = F.scaled_dot_product_attention(q, k, v)
-        return self.out(rearrange(x, "b m (h w) d -> b (m d) h w", h=height))
+        return q, k, v
 
 
 class ConvMLP(nn.Sequential):
