@@ -74,7 +74,8 @@ def record_step(method: TrainStep, optimizer: torch.optim.Optimizer, step: int) 
         for name in ("pca_source", "pca_target"):
             if name in new:
                 dar = list(method.student.dar.parameters())
-                grads = torch.autograd.grad(new[name], dar, retain_graph=True)
+                with method.differentiating():
+                    grads = torch.autograd.grad(new[name], dar, retain_graph=True)
                 record[name] = math.sqrt(sum(g.double().square().sum().item() for g in grads))
         backward(new, terms, scale)
 
