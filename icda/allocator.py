@@ -23,7 +23,7 @@ def keep_freed_memory() -> bool:
         Whether it does; False with another C library than glibc, and where the environment variables
         ``MALLOC_MMAP_MAX_`` or ``MALLOC_TRIM_THRESHOLD_`` say what a person wants.
     """
-    if platform.libc_ver()[0] != "glibc" or {"MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys():
+    if platform.libc_ver()[0] != "glibc" or _told():
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
@@ -33,26 +33,34 @@ def return_freed_memory(above: int = 0) -> None:
     """Give back to the system what is kept and free at the moment, where the C library can.
 
     Args:
-        above: Bytes that may stay (``freed_memory``); below them nothing is done, since pages that are given back
-            cost time when they are needed again.
+        above: Bytes that may stay (``freed_memory``), since pages that are given back cost time when they are needed
+            again. Where a person has said by the environment what stays, nothing is done unless this is 0.
     """
-    if platform.libc_ver()[0] == "glibc" and (not above or freed_memory() > above):
+    if platform.libc_ver()[0] == "glibc" and (not above or (not _told() and freed_memory() > above)):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def freed_memory() -> int:
-    """Bytes that the process holds and does not use: resident ones without those that ``malloc`` has handed out.
+    """Bytes that the process holds of its own and does not use: resident ones that ``malloc`` has not handed out.
 
-    Code and data of libraries count, too: some hundred MB. 0 where it is not known: with other C libraries than glibc
-    2.33 or later on Linux.
+    What libraries and the interpreter hold beside ``malloc`` counts, too: some 100 MB. 0 where it is not known: with
+    other C libraries than glibc 2.33 or later, and where there is no /proc.
     """
     mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None) if platform.libc_ver()[0] == "glibc" else None
+    try:
+        _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
+    except OSError:
+        return 0
     if mallinfo is None:
         return 0
     mallinfo.restype = _MallInfo
     used = mallinfo()
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return max(resident - used.uordblks - used.hblkhd, 0)
+    return max((resident - shared) * os.sysconf("SC_PAGE_SIZE") - used.uordblks - used.hblkhd, 0)
+
+
+def _told() -> bool:
+    """Whether a person has said by the environment what the C library is to keep."""
+    return bool({"MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys())
 
 
 class _MallInfo(ctypes.Structure):

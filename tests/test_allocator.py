@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from icda.allocator import freed_memory, keep_freed_memory
@@ -61,6 +62,18 @@ def test_pages_are_handed_out_once():
 def test_what_a_person_wants_stays():
     _, _, kept, third, fourth, *_ = counted(MALLOC_MMAP_MAX_="1000")
     assert kept == "False" and int(fourth) >= int(third) // 2
+    *_, stayed, later, _, _ = counted(MALLOC_MMAP_MAX_="0", MALLOC_TRIM_THRESHOLD_="1000000000")
+    few = 64 * 2**20 // os.sysconf("SC_PAGE_SIZE") // 50
+    assert max(int(stayed), int(later)) < few
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_files_in_memory_are_not_counted(tmp_path):
+    (tmp_path / "big").write_bytes(b"x" * 2**26)
+    before = freed_memory()
+    pages = np.memmap(tmp_path / "big", mode="r")
+    assert pages.sum() == ord("x") * 2**26
+    assert freed_memory() - before < 2**24
 
 
 def test_another_c_library_is_left_alone(monkeypatch):

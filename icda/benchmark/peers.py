@@ -66,7 +66,7 @@ def measure_peers(config: BenchmarkConfig) -> Result:
     """
     device = pick_device(config.device)
     if device.type == "cpu":
-        keep_freed_memory()  # as a training does; for all of them
+        keep_freed_memory()  # which makes all of them faster
     precision = Precision(config.precision, device)
     torch.manual_seed(config.seed)
     with enough_memory(tuple(config.crop), "give a smaller crop=, size= or batch="):

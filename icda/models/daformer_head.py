@@ -7,13 +7,13 @@ Segmentation", https://arxiv.org/abs/2111.14887, figure 3; method section 4.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
@@ -41,13 +41,13 @@ class DilatedDepthwiseConv(nn.Conv2d):
         Returns:
             A tensor of the same shape and memory format.
         """
-        return self.convolve(x, self.weight, self.bias)
+        return self.convolve(x, self.weight, self.bias, self.groups)
 
-    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``forward`` for some channels: a map (B, c, H, W), their weights (c, 1, 3, 3) and biases (c,)."""
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, channels: int) -> Tensor:
+        """``forward`` for some channels: a map (B, channels, H, W), their (channels, 1, 3, 3) and (channels,)."""
         d = self.dilation[0]
         if d == 1 or not _by_phases(x):
-            return F.conv2d(x, weight, bias, padding=d, dilation=d, groups=len(weight))
+            return F.conv2d(x, weight, bias, padding=d, dilation=d, groups=channels)
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -140,7 +140,7 @@ class PointwiseConv(nn.Conv2d):
         if isinstance(x, Tensor):
             return self.laid_out(super().forward(x))
         weights = self.weight.chunk(len(x), 1)
-        return self.laid_out(reduce(Tensor.add_, (F.conv2d(*pair) for pair in zip(x, weights, strict=True))))
+        return self.laid_out(_sum(F.conv2d(*pair) for pair in zip(x, weights, strict=True)))
 
     @staticmethod
     def laid_out(y: Tensor) -> Tensor:
@@ -174,7 +174,22 @@ class ConvOfParts(nn.Conv2d):
             F.conv2d(x, weight, self.bias if i == 0 else None, padding=1)
             for i, (x, weight) in enumerate(zip(maps, weights, strict=True))
         )
-        return reduce(torch.add, parts)
+        return _sum(parts)
+
+
+def _sum(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of maps that convolutions gave, in at least float32, and then in their precision.
+
+    Convolutions do not keep what they give for the backward pass, so that the first map may become the sum.
+    """
+    total, dtype = None, None
+    for part in parts:
+        if total is None:
+            total, dtype = part.to(torch.promote_types(part.dtype, torch.float32)), part.dtype
+        else:
+            total = total.add_(part)
+    assert total is not None and dtype is not None, parts
+    return total.to(dtype)
 
 
 def _normalized(conv: nn.Conv2d, channels: int) -> nn.Sequential:
@@ -207,14 +222,15 @@ class DepthwiseSeparableConv(nn.Sequential):
         (depthwise, norm, _), (pointwise, *rest) = self
         # Parameters are those of this call, which are others than the modules' own inside ``functional_call``.
         parameters = depthwise.weight, norm.weight, norm.bias, pointwise.weight.transpose(0, 1)
-        total = None
-        for i, (part, *own) in enumerate(zip(x, *(p.chunk(len(x)) for p in parameters), strict=True)):
-            call = partial(self._part, slice(i * part.shape[1], (i + 1) * part.shape[1]))
-            y = checkpoint(call, part, *own, use_reentrant=False, preserve_rng_state=False)
-            total = y if total is None else total.add_(y)
-        if norm.training:
+        own = list(zip(*(p.chunk(len(x)) for p in parameters), strict=True))
+        channels = [slice(i * part.shape[1], (i + 1) * part.shape[1]) for i, part in enumerate(x)]
+        y = _sum(
+            checkpoint(partial(self._part, some), part, *these, use_reentrant=False, preserve_rng_state=False)
+            for some, part, these in zip(channels, x, own, strict=True)
+        )
+        if norm.training and norm.num_batches_tracked is not None:
             norm.num_batches_tracked.add_(1)
-        return nn.Sequential(*rest)(pointwise.laid_out(total))
+        return nn.Sequential(*rest)(pointwise.laid_out(y))
 
     def _part(self, channels: slice, x: Tensor, *parameters: Tensor) -> Tensor:
         """What some channels of the map contribute to the result of the second convolution.
@@ -222,9 +238,11 @@ class DepthwiseSeparableConv(nn.Sequential):
         That convolution is inside, since it keeps its input; it is not itself computed again.
         """
         (depthwise, norm, _), (filters, scale, shift, matrix) = self[0], parameters
-        x = depthwise.convolve(x, filters)
-        statistics = norm.running_mean[channels], norm.running_var[channels]
-        x = F.batch_norm(x, *statistics, scale, shift, norm.training, norm.momentum, norm.eps)
+        x = depthwise.convolve(x, filters, None, x.shape[1])
+        # Batch norm, of one process or of several, of these channels alone. Slices share the statistics' memory;
+        # batches are counted once for all parts.
+        state = {name: buffer[channels] if buffer.ndim else buffer.clone() for name, buffer in norm.named_buffers()}
+        x = functional_call(norm, {"weight": scale, "bias": shift, **state}, (x,))
         return F.conv2d(F.relu(x, inplace=True), matrix.transpose(0, 1))
 
 
@@ -232,9 +250,9 @@ class DAFormerHead(nn.Module):
     """Logits from four encoder maps (method section 4).
 
     Attributes:
-        recompute: Whether most of what lies within the branches is computed again in the backward pass rather than
-            kept: for each dilation two maps of all embedded channels. See ``DepthwiseSeparableConv``. Batch norm
-            over several processes keeps it all.
+        recompute: Where most of what lies within the branches is computed again in the backward pass rather than
+            kept, for each dilation two maps of all embedded channels: on a type of device, ``"everywhere"``, or
+            nowhere if None. See ``DepthwiseSeparableConv``.
 
     Args:
         in_channels: Widths of the maps, in the encoder's order (finest first).
@@ -266,7 +284,7 @@ class DAFormerHead(nn.Module):
         self.classifier = nn.Conv2d(channels, num_classes, 1)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
-        self.recompute = False
+        self.recompute: str | None = None
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Logits at the first map's size.
@@ -283,7 +301,7 @@ class DAFormerHead(nn.Module):
         if len(maps) != len(self.embed):
             raise ValueError(f"got {len(maps)} maps, expected {len(self.embed)}, one for each of in_channels")
         embedded = self._embedded(maps)
-        in_parts = self.recompute and torch.is_grad_enabled() and all(map(_has_own_norms, self.branches))
+        in_parts = torch.is_grad_enabled() and self.recompute in ("everywhere", embedded[0].device.type)
         x = embedded if in_parts else torch.cat(embedded, 1)
         x = self.bottleneck(branch(x) for branch in self.branches)
         return self.classifier(self.dropout(x))
@@ -300,9 +318,3 @@ class DAFormerHead(nn.Module):
                 x = F.interpolate(x, size, mode="bilinear", align_corners=False)
             embedded.append(x)
         return embedded
-
-
-def _has_own_norms(branch: nn.Module) -> bool:
-    """Whether the batch norms normalise some channels as they do all, and over this process's batch alone."""
-    norms = [m for m in branch.modules() if isinstance(m, _BatchNorm)]
-    return all(type(m) is nn.BatchNorm2d and m.track_running_stats and m.momentum is not None for m in norms)

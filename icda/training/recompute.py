@@ -49,15 +49,16 @@ def recompute_blocks(encoder: nn.Module) -> None:
         module.grad_checkpointing = True
 
 
-def recompute_branches(head: nn.Module) -> None:
+def recompute_branches(head: nn.Module, where: str = "everywhere") -> None:
     """Have a head's branches compute again in the backward pass most of what lies within them, rather than keep it.
 
     Args:
         head: Its modules that have an attribute ``recompute``, such as ``DAFormerHead``, are meant.
+        where: ``"everywhere"``, or the type of device on which.
     """
     for module in head.modules():
         if hasattr(module, "recompute"):
-            module.recompute = True
+            module.recompute = where
 
 
 @contextmanager

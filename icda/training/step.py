@@ -109,8 +109,8 @@ class TrainStep(nn.Module):
         border: Rows at the top and bottom of a crop in which pseudo labels weigh 0.
         pretrained: Whether the student's encoder came with pretrained weights; without them there is nothing worth
             staying near, and the feature distance is off.
-        low_memory: Whether activations of the student's encoder and DAR are computed again in the backward pass
-            rather than kept; the step is the same.
+        low_memory: Whether activations of the student are computed again in the backward pass rather than kept; the
+            step is the same. On a CPU some of the head's always are.
         no_grad_dtype: Autocast dtype of passes that no gradient goes through: the teacher's, the frozen encoder's,
             and the student's encoder's for DAR. None leaves them as the others are.
 
@@ -146,7 +146,8 @@ class TrainStep(nn.Module):
         self.no_grad_dtype = no_grad_dtype
         if student.dar is not None and not loss.needs_dar_source:
             student.dar.requires_grad_(False)
-        recompute_branches(student.head)  # after the copies were made
+        # After the copies were made. On a CPU it takes no longer, since the parts are less to move.
+        recompute_branches(student.head, "everywhere" if low_memory else "cpu")
         if low_memory:
             recompute_blocks(student.encoder)
 

@@ -88,7 +88,7 @@ def test_all_run_in_processes_of_their_own_and_one_that_fails_stops_no_other(tmp
 @pytest.mark.slow
 def test_several_settings_in_a_row_tell_each_its_own_memory_and_leave_nothing(tmp_path):
     overrides = [text for text in SMALL if not text.startswith("size=")]
-    done = command(tmp_path, "-m", *overrides, "what=infer", "steps=1", "size=[512,512],[64,64]", "threads=1")
+    done = command(tmp_path, "-m", *overrides, "what=infer", "steps=1", "size=[1024,1024],[64,64]", "threads=1")
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert done.stdout.splitlines()[-1].startswith("{")

@@ -18,6 +18,7 @@ from icda.models import DAFormerHead
 from icda.models.segmentation import create_encoder
 from icda.training.precision import Precision
 from icda.training.recompute import recompute_blocks, recompute_branches, statistics_kept
+from icda.training.sync_batch_norm import SyncBatchNorm
 
 ENCODERS = ("mit_b0", "resnet18", "tf_efficientnet_lite0", "convnext_atto")
 
@@ -90,10 +91,30 @@ def test_an_encoder_that_offers_none_is_named():
         recompute_blocks(timm.create_model("hrnet_w18_small", features_only=True))
 
 
-@pytest.mark.parametrize("constant", [False, True])  # weights as DAR's branch has them
-def test_a_head_trains_the_same_and_keeps_less(constant):
+def averaging(head: nn.Module) -> nn.Module:
+    """With running statistics that are averages of all batches."""
+    for module in head.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    return head
+
+
+def of_processes(head: nn.Module) -> nn.Module:
+    """With the batch norm of several processes, of which there is one."""
+    for sequence in [m for m in head.modules() if isinstance(m, nn.Sequential)]:
+        for i, module in enumerate(sequence):
+            if type(module) is nn.BatchNorm2d:
+                sequence[i] = SyncBatchNorm(module.num_features)
+    return head
+
+
+@pytest.mark.parametrize(
+    ("constant", "norms"),  # weights as DAR's branch has them, or not; batch norm as with several processes
+    [(False, lambda head: head), (True, lambda head: head), (False, averaging), (False, of_processes)],
+)
+def test_a_head_trains_the_same_and_keeps_less(constant, norms):
     torch.manual_seed(0)
-    plain = DAFormerHead((4, 8, 16, 32), 5, channels=16).double().train()
+    plain = norms(DAFormerHead((4, 8, 16, 32), 5, channels=16)).double().train()
     low = copy.deepcopy(plain)
     recompute_branches(low)
     images = [
@@ -112,7 +133,32 @@ def test_a_head_trains_the_same_and_keeps_less(constant):
         kept.append(size)
         results.append([logits, *of_images, *head.buffers(), *(p.grad for p in head.parameters() if not constant)])
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)  # parts of channels are added up one by one
+    assert low.branches[1][0][1].num_batches_tracked == 1
     assert kept[1] < 0.6 * kept[0]
+
+
+def test_half_precision_is_no_worse_in_parts():
+    torch.manual_seed(0)
+    head = DAFormerHead((4, 8, 16, 32), 5, channels=64).train()
+    head.dropout.p = 0.0
+    images = [torch.randn(2, w, 32 >> i, 32 >> i) for i, w in enumerate((4, 8, 16, 32))]
+    exact = head(images).detach()
+    errors = []
+    for where in (None, "everywhere"):
+        head.recompute = where
+        with torch.autocast("cpu", torch.bfloat16):
+            errors.append((head(images).float() - exact).square().mean().sqrt())
+    assert 0 < errors[1] < 1.2 * errors[0]
+
+
+def test_recomputation_is_for_a_type_of_device_or_everywhere():
+    head = DAFormerHead((4, 8, 16, 32), 5, channels=16).train()
+    images = [torch.randn(2, w, 32 >> i, 32 >> i) for i, w in enumerate((4, 8, 16, 32))]
+    kept = []
+    for where in ("another", "cpu", "everywhere"):
+        recompute_branches(head, where)
+        kept.append(saved_bytes(lambda: head(images))[1])
+    assert kept[1] == kept[2] < 0.6 * kept[0]
 
 
 @pytest.mark.parametrize(
