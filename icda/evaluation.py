@@ -13,7 +13,7 @@ from tqdm import tqdm
 from icda.data.base import SegmentationDataset
 from icda.data.loader import EvaluationImages, batches
 from icda.distributed import any_over_ranks, is_main, rank, sum_over_ranks, world_size
-from icda.inference import WHOLE, Views, enough_memory
+from icda.inference import WHOLE, Views
 from icda.metrics import ConfusionMatrix, UncertaintyIoU
 from icda.models import SegmentationModel
 
@@ -109,7 +109,7 @@ def evaluate(
     ):
         if stop():
             break
-        with enough_memory(tuple(image.shape[2:]), _SMALLER):
+        with views.enough_memory(image, _SMALLER):
             labels, confidences = views.segment(model, image.to(device), tuple(label.shape[1:]), confident)
             before = None if observer is None else matrix.matrix.copy()
             if labels.device.type == "cpu":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -237,6 +237,16 @@ class Views:
             )
         return cls((height, width), step, flip, *sizes)
 
+    def enough_memory(self, entering: Tensor, mend: str) -> AbstractContextManager[None]:
+        """Context in which it is said in one line where the memory does not suffice.
+
+        Args:
+            entering: The pictures as they enter, (B, 3, h, w).
+            mend: What to do about their size.
+        """
+        largest = max(self.scales)
+        return enough_memory(_scaled(entering, largest), mend + (", or smaller scales" if largest > 1 else ""))
+
     def segment(
         self, model: SegmentationModel, images: Tensor, size: tuple[int, int], confidence: bool = False
     ) -> tuple[Tensor, Tensor | None]:
@@ -393,8 +403,6 @@ def segment(
     Raises:
         UserError: If the memory does not suffice.
     """
-    largest = max(views.scales)
-    mend = "give a smaller one as size=[height,width]" + (", or smaller scales" if largest > 1 else "")
-    with enough_memory(_scaled(entering, largest), mend):
+    with views.enough_memory(entering, "give a smaller one as size=[height,width]"):
         labels, probability = views.segment(model, entering.to(model.mean.device), size, confidence)
         return labels[0].cpu().numpy(), None if probability is None else probability[0].cpu().numpy()

@@ -36,7 +36,8 @@ class Predictor:
         size: At which pictures enter the network: ``auto`` or None (the area of the training's validation images, in
             the picture's own shape), ``original``, or height and width in pixels.
         precision: Of weights and maps: ``fp32``, ``bf16`` (CPU, and GPU that has it) or ``fp16`` (GPU alone).
-        window: Height and width of sliding windows, in pixels of the picture as it enters; None shows it whole.
+        window: Height and width of sliding windows, in pixels of the picture at each of ``scales``; None shows it
+            whole.
         stride: By which windows move, height and width; None takes two thirds of the window's.
         flip: Whether the mean of the probabilities of the picture and of its mirror image decides.
         scales: Factors of the picture's sides at which it is segmented; of several the mean of the probabilities

@@ -95,6 +95,8 @@ def validate_eval(cfg: DictConfig) -> EvalConfig:
         raise UserError("ckpt is missing; give a checkpoint as ckpt=runs/.../checkpoints/best.pt")
     config = checked(EvalConfig, own, _EVAL_CHECKS)
     _views(config)
+    if config.compare is not None and not config.report:
+        raise UserError(f"compare={config.compare} is given, but report=false; the page is what compares: drop one")
     return config
 
 

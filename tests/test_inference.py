@@ -104,6 +104,10 @@ class Full(torch.nn.Module):
 def test_too_little_memory_for_a_scale(scales, message):
     with pytest.raises(UserError, match=message):
         inference.segment(Full(), torch.zeros(1, 3, 64, 96), (8, 12), False, Views(scales=scales))
+    with pytest.raises(UserError, match=message.replace("as size", "such as dataset.val.size")):
+        mend = "give the data set a smaller one, such as dataset.val.size=[height,width]"
+        with Views(scales=scales).enough_memory(torch.zeros(1, 3, 64, 96), mend):
+            Full()(None)
 
 
 @pytest.mark.parametrize("uncertainty", [False, True])

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from icda.data.classes import ClassSet
+from icda.errors import UserError
 from icda.evaluation import Scored
 from icda.image_wise import ImageWise, quarters
 from icda.metrics import Calibration
@@ -81,7 +82,16 @@ class Collector:
         self._order: list[tuple[float, int]] = []  # scores and places of the images, the worst first
 
     def __call__(self, scored: Scored) -> None:
-        """Take up one image; they come in the data set's order."""
+        """Take up one image; they come in the data set's order.
+
+        Raises:
+            UserError: If the network gave something else than probabilities.
+        """
+        if not np.isfinite(scored.confidence).all():
+            raise UserError(
+                f"{self.names[scored.index]}: what the network gives is not finite; give precision=fp32, or another "
+                "checkpoint"
+            )
         assert scored.index == len(self.images), (scored.index, len(self.images))
         score = self.images.update(scored.counts)
         self.calibration.update(scored.prediction, scored.confidence, scored.label)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,12 +125,15 @@ def image_names(scores: dict[str, Any]) -> set[str]:
 def image_scores(scores: dict[str, Any] | None) -> dict[str, float]:
     """mIoU of the images of a scoring by their names; empty where it does not tell them.
 
+    A name that two images have tells of neither.
+
     Args:
         scores: Of one set; None has none.
     """
     try:
         images = scores["image_wise"]["images"]
-        found = {image["name"]: image["miou"] for image in images}
+        count = Counter(image["name"] for image in images)
+        found = {image["name"]: image["miou"] for image in images if count[image["name"]] == 1}
     except (KeyError, TypeError):  # written before images were scored one by one
         return {}
     return {name: value for name, value in found.items() if _is_share(value)}

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_pages import MEAN, STD, classes_of, collected, scored
 
+from icda.errors import UserError
 from icda.evaluation import Scored
 from icda.metrics import ConfusionMatrix
 from icda.report.collect import Collector, Pictures
@@ -64,6 +65,13 @@ def test_a_median_that_was_not_in_the_middle_before_is_scored_again():
     assert len(collector.layers) <= 6 and collector.shown()["median"] == collector.settle() == [11]
     collector.again(images[11])
     assert sorted(collector.layers) == [0, 11, 21]
+
+
+def test_an_image_that_overflows_is_named():
+    image = with_score(0, 5)
+    image.confidence[2, 3] = np.nan
+    with pytest.raises(UserError, match=r"b\.png: what the network gives is not finite; give precision=fp32"):
+        Collector(CLASSES, MEAN, STD, ["b.png"])(image)
 
 
 def test_figures_alone_need_no_pictures():

@@ -63,6 +63,8 @@ def test_changes_and_scores_of_images():
     result, _ = evaluation(2, unlabelled=[1])
     scores = result["sets"]["val"]
     assert image_scores(scores) == {"drive/frame_0000": scores["image_wise"]["images"][0]["miou"]}
+    twins = {"image_wise": {"images": [{"name": n, "miou": v} for n, v in (("a", 0.1), ("a", 0.2), ("b", 0.3))]}}
+    assert image_scores(twins) == {"b": 0.3}
     assert image_scores({"miou": 0.5}) == {} and image_scores(None) == {}
 
 

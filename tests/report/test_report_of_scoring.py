@@ -89,6 +89,7 @@ def test_a_page_that_cannot_be_written_leaves_the_scores(checkpoint, tmp_path):
     [
         ("report_images=-1", "report_images=-1 is out of range; expected 0 or more"),
         ("report_side=3", "report_side=3 is out of range; expected 16 or more"),
+        ("compare=runs/other report=false", "compare=runs/other is given, but report=false; the page is what"),
         ("report=maybe", "report=maybe has the wrong type"),
         ("temperature=0", "temperature=0"),
         ("scales=[]", "scales"),
@@ -96,7 +97,7 @@ def test_a_page_that_cannot_be_written_leaves_the_scores(checkpoint, tmp_path):
 )
 def test_settings_that_are_none_are_named(override, expected):
     with pytest.raises(UserError) as raised:
-        validate_eval(composed(Path("x"), override))
+        validate_eval(composed(Path("x"), *override.split()))
     assert expected in str(raised.value)
 
 
