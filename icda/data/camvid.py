@@ -32,9 +32,12 @@ class CamVid(SegmentationDataset):
         labelled: Whether labels are looked for and read.
         translations: Folder of night translations (see ``SegmentationDataset``); None if there are none.
         check: Whether an incomplete tree is refused (see ``SegmentationDataset``).
+        frames: First and end, without the end, of the images to keep out of those chosen so far, in order of split
+            and name; None keeps all.
 
     Raises:
-        UserError: If a folder, all images or a label is missing, or a sequence is in no split.
+        UserError: If a folder, all images or a label is missing, a sequence is in no split, or ``frames`` is no
+            range of the images.
     """
 
     TREE = "<split>/<sequence>_<frame>.png (or .jpg) and <split>annot/<sequence>_<frame>.png"
@@ -57,6 +60,7 @@ class CamVid(SegmentationDataset):
         labelled: bool = True,
         translations: str | None = None,
         check: bool = True,
+        frames: Sequence[int] | None = None,
     ) -> None:
         splits, keep, drop = (
             _names(option, value)
@@ -92,17 +96,21 @@ class CamVid(SegmentationDataset):
                 f"{name}: no image left of the sequences {', '.join(sorted(found))}; change sequences "
                 f"({list(keep)}) or exclude_sequences ({list(drop)})"
             )
+        samples.sort(key=lambda sample: sample.key)
+        if frames is not None:
+            samples = _range(name, frames, samples)
+            name = f"{name} [{frames[0]}:{frames[1]}]"
         self._published = {
             f"{split}/{sequence}": count
             for split in splits
             for sequence, count in self.PUBLISHED[split].items()
-            if (sequences is None or sequence in keep) and sequence not in drop
+            if frames is None and (sequences is None or sequence in keep) and sequence not in drop
         }
         super().__init__(
             name,
             CAMVID,
             root,
-            sorted(samples, key=lambda sample: sample.key),
+            samples,
             size,
             expected=expected,
             strays=strays,
@@ -111,7 +119,7 @@ class CamVid(SegmentationDataset):
         )
 
     def published(self) -> dict[str, int]:
-        """Number of images by split and sequence."""
+        """Number of images by split and sequence; empty where ``frames`` keeps some of them."""
         return self._published
 
     def group_of(self, sample: Sample) -> str:
@@ -158,3 +166,13 @@ def _names(option: str, value: Sequence[str] | None) -> tuple[str, ...]:
     if isinstance(value, str):
         raise UserError(f"CamVid: {option} is {value!r}, expected a list, such as [{value}]")
     return () if value is None else tuple(dict.fromkeys(str(item) for item in value))
+
+
+def _range(name: str, frames: Sequence[int], samples: list[Sample]) -> list[Sample]:
+    first, end = frames if isinstance(frames, Sequence) and len(frames) == 2 else (0, 0)
+    if not (type(first) is int and type(end) is int and 0 <= first < end <= len(samples)):
+        raise UserError(
+            f"{name}: frames is {frames!r}, expected [first,end] with 0 <= first < end <= {len(samples)}, the number "
+            "of images that are left"
+        )
+    return samples[first:end]
