@@ -41,8 +41,8 @@ class DeformableView:
     Attributes:
         positions: Where each group reads the sample of each cell, (groups, H, W, 2) float32, (row, column) in cells:
             0 is the centre of the first cell, H - 1 or W - 1 that of the last.
-        references: The same without offsets, (H, W, 2) float32. The layer counts cells from edge to edge and samples
-            from centre to centre, as published, so that these lie up to half a cell inwards.
+        references: The same without offsets, (H, W, 2) float32. The published layer counts cells from edge to edge
+            and samples from centre to centre, so that these lie up to half a cell inwards; an aligned one's do not.
         weights: Of each query to the samples, (Q, heads, H, W) float32; they add up to 1 per head.
     """
 
@@ -130,7 +130,7 @@ def _weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> np.ndarray:
     """Softmax of scaled products: queries (..., Q, d) and keys (..., K, d) -> (..., Q, K) float32."""
     scores = q.float() @ k.float().transpose(-2, -1) * q.shape[-1] ** -0.5
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.float()
     return scores.softmax(-1).cpu().numpy()
 
 
@@ -142,7 +142,9 @@ def _local(layer: LocalAttention, night: Tensor, queries: np.ndarray) -> LocalVi
     cell = torch.as_tensor(queries[:, 0] % side * side + queries[:, 1] % side, device=night.device)
     # Advanced indices on both sides of a slice: (Q, heads, d), for each query its own window.
     chosen = q[window, :, cell][:, :, None]
-    weights = _weights(chosen, k[window], None if mask is None else mask[window])
+    if mask is not None:
+        mask = mask.expand(len(q), -1, side**2, -1)[window, :, cell][:, :, None]
+    weights = _weights(chosen, k[window], mask)
     return LocalView(queries // side * side, weights.reshape(len(queries), layer.heads, side, side))
 
 
@@ -153,9 +155,10 @@ def _deformable(layer: DeformableAttention, night: Tensor, day: Tensor, queries:
     index = torch.as_tensor(queries[:, 0] * width + queries[:, 1], device=night.device)
     weights = _weights(q[0, :, index], k[0]).transpose(1, 0, 2)
     last = np.array([height - 1, width - 1], np.float32)
-    centres = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), -1) + 0.5
+    cells = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), -1)
+    references = cells if layer.aligned else (cells + 0.5) / (height, width) * last
     return DeformableView(
         positions=(positions.float().cpu().numpy() + 1) / 2 * last,
-        references=(centres / (height, width) * last).astype(np.float32),
+        references=references.astype(np.float32),
         weights=np.ascontiguousarray(weights).reshape(len(queries), layer.heads, height, width),
     )

@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 from einops import rearrange
-from timm.layers import DropPath, LayerNorm2d, trunc_normal_
+from timm.layers import DropPath, LayerNorm2d, RelPosBias, trunc_normal_
 from timm.models.pvt_v2 import Block as MiTBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,14 +31,17 @@ class LocalAttention(nn.Module):
         dim: Width D of the map.
         heads: Attention heads; divides D.
         window: Side of a window in cells.
+        position_table: Whether a learnt number for each head and offset between two cells is added to their
+            attention, as in Swin. The published implementation has the table and does not use it.
     """
 
-    def __init__(self, dim: int, heads: int, window: int) -> None:
+    def __init__(self, dim: int, heads: int, window: int, position_table: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.window = window
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
+        self.position_table = RelPosBias((window, window), heads) if position_table else None
 
     def forward(self, night: Tensor, day: Tensor) -> Tensor:
         """Attend within windows; a side that the window does not divide is padded, masked and cropped again.
@@ -66,17 +69,20 @@ class LocalAttention(nn.Module):
 
         Returns:
             (3, B * windows, heads, window^2, D / heads) float, windows and cells row by row; and which cells of a
-            window are inside the map, (B * windows, 1, 1, window^2) bool, or None where all are.
+            window are inside the map, (B * windows, 1, 1, window^2) bool, or None where all are. With a position
+            table, what is added to the attention: its numbers, and minus infinity for cells outside the map.
         """
         (height, width), w = night.shape[2:], self.window
         pad = (0, -width % w, 0, -height % w)
         x = rearrange(F.pad(night, pad), "b d (r i) (c j) -> (b r c) (i j) d", i=w, j=w)
         qkv = rearrange(self.qkv(x), "n t (three h d) -> three n h t d", three=3, h=self.heads)
+        added = None if self.position_table is None else self.position_table.get_bias().to(qkv.dtype)
         if not any(pad):
-            return qkv, None
+            return qkv, added
         inside = F.pad(night.new_ones(1, 1, height, width), pad)
         inside = rearrange(inside, "1 1 (r i) (c j) -> (r c) 1 1 (i j)", i=w, j=w) > 0
-        return qkv, inside.repeat(len(night), 1, 1, 1)
+        inside = inside.repeat(len(night), 1, 1, 1)
+        return qkv, inside if added is None else added.masked_fill(~inside, -torch.inf)
 
 
 class DeformableAttention(nn.Module):
@@ -88,13 +94,18 @@ class DeformableAttention(nn.Module):
         groups: Groups of channels that share their offsets; divides D.
         kernel: Side of the depthwise convolution that predicts offsets, odd.
         offset_range: Largest offset, as a multiple of 1 / side in normalised coordinates (2 is one cell).
+        aligned: Whether an offset of 0 reads a cell itself. In the published form it reads up to half a cell beside
+            it towards the middle of the map, the more the nearer to the border.
     """
 
-    def __init__(self, dim: int, heads: int, groups: int, kernel: int, offset_range: float) -> None:
+    def __init__(
+        self, dim: int, heads: int, groups: int, kernel: int, offset_range: float, aligned: bool = False
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.groups = groups
         self.offset_range = offset_range
+        self.aligned = aligned
         width = dim // groups
         self.joint = nn.Conv2d(2 * dim, dim, 3, padding=1)
         self.offset_norm = nn.LayerNorm(width, eps=EPS)
@@ -131,7 +142,7 @@ class DeformableAttention(nn.Module):
         return x.tanh().permute(0, 2, 3, 1) * scale
 
     def positions(self, joint: Tensor) -> Tensor:
-        """Where each group samples the joint map: cell centres plus offsets.
+        """Where each group samples the joint map: reference points plus offsets.
 
         Args:
             joint: (B * groups, D / groups, H, W) float.
@@ -143,11 +154,16 @@ class DeformableAttention(nn.Module):
         height, width = joint.shape[2:]
         offsets = self.offsets(joint)
         # Not in half precision: near the border of a map of 64 cells, bfloat16 numbers lie 1/8 of a cell apart.
-        centres = [
-            torch.linspace(0.5, side - 0.5, side, device=joint.device, dtype=offsets.dtype) / side * 2 - 1
+        cells = [
+            torch.linspace(0.5, side - 0.5, side, device=joint.device, dtype=offsets.dtype)
             for side in (height, width)
         ]
-        return torch.stack(torch.meshgrid(*centres, indexing="ij"), -1) + offsets
+        points = [
+            # Sampling takes -1 and 1 for the outermost cells' middles; the published points, for their outer edges.
+            (c - 0.5) / max(side - 1, 1) * 2 - 1 if self.aligned else c / side * 2 - 1
+            for c, side in zip(cells, (height, width), strict=True)
+        ]
+        return torch.stack(torch.meshgrid(*points, indexing="ij"), -1) + offsets
 
     def forward(self, night: Tensor, day: Tensor) -> Tensor:
         """Enrich the night map by what its queries find in both maps.
@@ -248,6 +264,8 @@ class DARStage(nn.Module):
         mlp_ratio: Hidden width of the MLPs as a multiple of ``dim``.
         drop_path: Rates of the two layers.
         offset_range: Largest offset, as a multiple of 1 / side.
+        aligned: See ``DeformableAttention``.
+        position_table: See ``LocalAttention``.
     """
 
     def __init__(
@@ -260,12 +278,14 @@ class DARStage(nn.Module):
         mlp_ratio: int,
         drop_path: tuple[float, float],
         offset_range: float,
+        aligned: bool = False,
+        position_table: bool = False,
     ) -> None:
         super().__init__()
         heads = divisor_at_most(dim, heads)
         self.project = nn.Sequential(nn.Conv2d(in_dim, dim, 3, stride=2, padding=1), LayerNorm2d(dim, eps=EPS))
-        local = LocalAttention(dim, heads, window)
-        deformable = DeformableAttention(dim, heads, heads, kernel, offset_range)
+        local = LocalAttention(dim, heads, window, position_table)
+        deformable = DeformableAttention(dim, heads, heads, kernel, offset_range, aligned)
         self.layers = nn.ModuleList(
             DARLayer(attention, dim, mlp_ratio, rate)
             for attention, rate in zip((local, deformable), drop_path, strict=True)
@@ -297,6 +317,8 @@ class DAR(nn.Module):
         mlp_ratio: Hidden width of the MLPs as a multiple of the map's width.
         drop_path: Rate of the last of the four layers; it rises linearly from 0.
         offset_range: Largest offset as a multiple of 1 / side in normalised coordinates; 2 is one cell.
+        aligned: Whether offsets start at the cells that sampling reads; see ``DeformableAttention``.
+        position_table: Whether local attention uses a relative-position table; see ``LocalAttention``.
     """
 
     def __init__(
@@ -308,6 +330,8 @@ class DAR(nn.Module):
         mlp_ratio: int = 4,
         drop_path: float = 0.2,
         offset_range: float = 2.0,
+        aligned: bool = False,
+        position_table: bool = False,
     ) -> None:
         super().__init__()
         if len(widths) != 4:
@@ -323,6 +347,8 @@ class DAR(nn.Module):
                 mlp_ratio=mlp_ratio,
                 drop_path=(rates[2 * i], rates[2 * i + 1]),
                 offset_range=offset_range,
+                aligned=aligned,
+                position_table=position_table,
             )
             for i in range(2)
         )

@@ -21,17 +21,28 @@ def pair(size: tuple[int, int] = (33, 47)) -> list[list[torch.Tensor]]:
     return [[torch.randn(shape, generator=generator) for shape in shapes] for _ in range(2)]
 
 
-@pytest.fixture
-def dar() -> DAR:
+def made(**switches: bool) -> DAR:
     """A DAR whose weights are no longer the special ones that it starts with."""
     torch.manual_seed(0)
-    dar = DAR(WIDTHS).eval()
+    dar = DAR(WIDTHS, **switches).eval()
     with torch.no_grad():
         for p in dar.parameters():
             p.add_(0.1 * torch.randn_like(p))
         for stage in dar.stages:
             stage.layers[1].attention.offset_head[-1].weight.mul_(10)  # offsets of some tenths of a cell
+            if switches.get("position_table"):
+                nn.init.normal_(stage.layers[0].attention.position_table.relative_position_bias_table)
     return dar
+
+
+@pytest.fixture
+def dar() -> DAR:
+    return made()
+
+
+@pytest.fixture
+def switched() -> DAR:
+    return made(aligned=True, position_table=True)
 
 
 def outputs_of(dar: DAR, maps: list[list[torch.Tensor]]) -> dict[nn.Module, tuple[tuple, np.ndarray]]:
@@ -64,7 +75,9 @@ def read_bilinear(plane: np.ndarray, row: float, column: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [(33, 47), (64, 64)])
-def test_positions_and_weights_give_the_deformable_layers_output(dar, size):
+@pytest.mark.parametrize("kind", ["dar", "switched"])
+def test_positions_and_weights_give_the_deformable_layers_output(request, kind, size):
+    dar = request.getfixturevalue(kind)
     maps = pair(size)
     outputs = outputs_of(dar, maps)
     _, views = view_dar(dar, *maps, POINTS)
@@ -97,7 +110,9 @@ def test_positions_and_weights_give_the_deformable_layers_output(dar, size):
 
 
 @pytest.mark.parametrize("size", [(33, 47), (64, 64)])
-def test_weights_give_the_local_layers_output(dar, size):
+@pytest.mark.parametrize("kind", ["dar", "switched"])
+def test_weights_give_the_local_layers_output(request, kind, size):
+    dar = request.getfixturevalue(kind)
     maps = pair(size)
     outputs = outputs_of(dar, maps)
     _, views = view_dar(dar, *maps, POINTS)
@@ -140,6 +155,17 @@ def test_reference_points_by_hand(dar):
     references = view.deformable.references
     np.testing.assert_allclose(references[:, 0, 0], [0.375, 1.125, 1.875, 2.625])
     np.testing.assert_allclose(references[0, :, 1], (np.arange(8) + 0.5) * 7 / 8, rtol=1e-6)
+
+
+def test_aligned_reference_points_are_the_cells(switched):
+    for stage in switched.stages:
+        nn.init.zeros_(stage.layers[1].attention.offset_head[-1].weight)
+    for view in view_dar(switched, *pair((64, 96)), POINTS)[1]:
+        height, width = view.size
+        cells = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), -1)
+        np.testing.assert_array_equal(view.deformable.references, cells)
+        for positions in view.deformable.positions:
+            np.testing.assert_allclose(positions, cells, atol=1e-5)
 
 
 def test_looking_changes_nothing(dar):

@@ -71,8 +71,9 @@ def test_widths_of_other_encoders(name):
     assert [m.shape for m in dar(night, night)] == [m.shape for m in night]
 
 
-def test_every_parameter_gets_a_gradient():
-    dar = trained(DAR(WIDTHS, drop_path=0.0))  # a layer that is left out by chance gets none
+@pytest.mark.parametrize("switches", [{}, {"aligned": True, "position_table": True}])
+def test_every_parameter_gets_a_gradient(switches):
+    dar = trained(DAR(WIDTHS, drop_path=0.0, **switches))  # a layer that is left out by chance gets none
     sum(m.sum() for m in dar(maps(32, 32), maps(32, 32))[2:]).backward()
     assert [n for n, p in dar.named_parameters() if p.grad is None or not p.grad.any()] == []
 
@@ -138,6 +139,48 @@ def test_offsets_are_bounded_and_in_their_axes():
     assert centres[0, 0, 0].tolist() == pytest.approx([-5 / 6, -11 / 12])
 
 
+@pytest.mark.parametrize("size", [(5, 9), (3, 2), (1, 5), (7, 12)])
+def test_aligned_sampling_without_offsets_reads_the_joint_map_itself(size):
+    for aligned in (True, False):
+        attention = DeformableAttention(16, heads=4, groups=4, kernel=3, offset_range=2.0, aligned=aligned).double()
+        nn.init.zeros_(attention.offset_head[-1].weight)
+        night, day = torch.randn(2, 2, 16, *size, dtype=torch.float64).unbind(0)
+        joint, (_, sampled) = attention.joint(torch.cat([night, day], 1)), attention.sample(night, day)
+        if aligned and size != (7, 12):  # the others' positions can be written in binary
+            assert torch.equal(sampled, joint)
+        elif aligned:
+            torch.testing.assert_close(sampled, joint, rtol=1e-12, atol=1e-12)
+        else:
+            assert not torch.isclose(sampled, joint, rtol=0.01).all()
+
+
+@pytest.mark.parametrize(("aligned", "expected"), [(False, [1.0, 3.0, 5.0]), (True, [0.0, 3.0, 6.0])])
+def test_where_a_row_of_cells_is_read_by_hand(aligned, expected):
+    attention = DeformableAttention(1, heads=1, groups=1, kernel=3, offset_range=2.0, aligned=aligned)
+    for weight in (attention.offset_head[-1].weight, attention.joint.weight, attention.joint.bias):
+        nn.init.zeros_(weight)
+    attention.joint.weight.data[0, 0, 1, 1] = 1  # the joint map is the night map
+    night = torch.tensor([[[[0.0, 3.0, 6.0]]]])
+    # Published: middles at 1/6, 1/2 and 5/6 of the side, taken as 1/3, 1 and 5/3 cells from the first cell's middle.
+    assert attention.sample(night, night)[1].flatten().tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def from_table(attention: LocalAttention, height: int, width: int) -> torch.Tensor:
+    """What Swin adds to a query's attention to a key, (heads, cells, cells): of the table's row of their offset."""
+    added = torch.zeros(attention.heads, height * width, height * width)
+    if attention.position_table is None:
+        return added
+    table, window = attention.position_table.relative_position_bias_table, attention.window
+    assert table.shape == ((2 * window - 1) ** 2, attention.heads)
+    for head in range(attention.heads):
+        for q in range(height * width):
+            for k in range(height * width):
+                down, right = q // width - k // width, q % width - k % width
+                row = (down + window - 1) * (2 * window - 1) + right + window - 1
+                added[head, q, k] = table[row, head]
+    return added
+
+
 def brute_force_windows(attention: LocalAttention, x: torch.Tensor) -> torch.Tensor:
     out = torch.empty_like(x)
     for top in range(0, x.shape[2], attention.window):
@@ -147,7 +190,8 @@ def brute_force_windows(attention: LocalAttention, x: torch.Tensor) -> torch.Ten
             q, k, v = F.linear(tokens, attention.qkv.weight, attention.qkv.bias).chunk(3, -1)
             split = [t.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for t in (q, k, v)]
             scale = split[0].shape[-1] ** -0.5
-            mixed = ((split[0] @ split[1].transpose(-2, -1)) * scale).softmax(-1) @ split[2]
+            products = (split[0] @ split[1].transpose(-2, -1)) * scale + from_table(attention, *cells.shape[2:])
+            mixed = products.softmax(-1) @ split[2]
             result = attention.out(mixed.transpose(1, 2).flatten(2))
             out[:, :, top : top + attention.window, left : left + attention.window] = result.transpose(
                 1, 2
@@ -155,8 +199,40 @@ def brute_force_windows(attention: LocalAttention, x: torch.Tensor) -> torch.Ten
     return out
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("position_table", [False, True])
 @pytest.mark.parametrize("size", [(8, 8), (7, 10), (3, 5), (1, 1)])
-def test_local_attention_is_attention_in_each_window(size):
-    attention = LocalAttention(16, heads=4, window=4)
+def test_local_attention_is_attention_in_each_window(size, position_table):
+    attention = LocalAttention(16, heads=4, window=4, position_table=position_table)
     x = torch.randn(2, 16, *size)
+    plain = attention(x, x)
+    if position_table:
+        nn.init.normal_(attention.position_table.relative_position_bias_table)
+        assert torch.allclose(attention(x, x), plain, atol=1e-3) is (size == (1, 1))  # a cell alone has no other
     torch.testing.assert_close(attention(x, x), brute_force_windows(attention, x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 10)])
+def test_position_table_in_half_precision(size):
+    attention, x = LocalAttention(16, heads=4, window=4, position_table=True), torch.randn(2, 16, *size)
+    nn.init.normal_(attention.position_table.relative_position_bias_table)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attention(x, x)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), attention(x, x), rtol=0.05, atol=0.05)
+    found.sum().backward()
+    assert attention.position_table.relative_position_bias_table.grad.abs().sum(1).all()
+
+
+def test_the_position_table_is_all_that_switches_add_to_the_state():
+    plain, switched = DAR(WIDTHS), DAR(WIDTHS, aligned=True, position_table=True)
+    added = {
+        f"stages.{i}.layers.0.attention.position_table.relative_position_bias_table": (49, heads)
+        for i, heads in enumerate((4, 8))
+    }
+    assert {n: v.shape for n, v in switched.state_dict().items()} == {
+        **{n: v.shape for n, v in plain.state_dict().items()},
+        **added,
+    }
+    assert not [name for name in plain.state_dict() if "table" in name]
+    assert all(not layer.aligned for layer in plain.modules() if isinstance(layer, DeformableAttention))
