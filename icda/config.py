@@ -7,7 +7,7 @@ out of range ends in one line.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -36,7 +36,7 @@ class HeadConfig:
 
 @dataclass(frozen=True)
 class DARConfig:
-    """``model.dar``: arguments of ``DAR``."""
+    """``model.dar``: arguments of ``DAR``. The defaults are those of checkpoints that are older than a setting."""
 
     heads: list[int]
     offset_kernels: list[int]
@@ -44,6 +44,8 @@ class DARConfig:
     mlp_ratio: int
     drop_path: float
     offset_range: float
+    aligned: bool = False
+    position_table: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,15 +68,29 @@ class LossConfig:
     pca_source: float
     pca_target: float
     mix: float
+    masked: float
+    statistics: str
     feature_distance_min_share: float
+    coupling_trains: str
     pca_momentum: float
     pca_tau: float
+    pca_labels: str
+    pca_balanced: bool
     pseudo_label_threshold: float
+    pseudo_label_weight: str
     pseudo_label_with_dar: bool
     reference_probability: float
+    mix_source: str
     mix_jitter_probability: float
     mix_jitter_strength: float
     mix_blur_probability: float
+    mask_block: int
+    mask_share: float
+
+    @property
+    def coupling_trains_all(self) -> bool:
+        """Whether L_ref and the alignment train encoder and head as well, not DAR alone."""
+        return self.coupling_trains == "all"
 
     @property
     def needs_dar_source(self) -> bool:
@@ -89,12 +105,12 @@ class LossConfig:
     @property
     def needs_enhanced(self) -> bool:
         """Whether CEM has to make the enhanced twin of the source."""
-        return bool(self.enhanced or self.needs_dar_source)
+        return bool(self.enhanced or self.needs_dar_source or (self.mix and self.mix_source == "enhanced"))
 
     @property
     def needs_teacher(self) -> bool:
         """Whether there are pseudo labels."""
-        return bool(self.mix)
+        return bool(self.mix or self.masked)
 
     @property
     def needs_dar(self) -> bool:
@@ -104,7 +120,7 @@ class LossConfig:
     @property
     def needs_target(self) -> bool:
         """Whether night images are read in training."""
-        return bool(self.needs_teacher or self.pca_target)
+        return bool(self.needs_teacher or self.pca_target or self.statistics == "night")
 
     @property
     def needs_reference(self) -> bool:
@@ -273,8 +289,19 @@ _TRAIN_CHECKS: tuple[Check, ...] = (
     *least(0, "schedule.warmup_steps", "schedule.weight_decay", "schedule.encoder_lr_factor"),
     *least(0, "schedule.dar_lr_factor", "dataset.sampling.min_pixels", "dataset.sampling.min_crop_pixels"),
     *least(
-        0, *(f"loss.{t}" for t in ("feature_distance", "enhanced", "reference", "pca_source", "pca_target", "mix"))
+        0,
+        *(
+            f"loss.{t}"
+            for t in ("feature_distance", "enhanced", "reference", "pca_source", "pca_target", "mix", "masked")
+        ),
     ),
+    *least(1, "loss.mask_block"),
+    _one_of("loss.mix_source", "plain", "enhanced"),
+    _one_of("loss.statistics", "all", "night"),
+    _one_of("loss.coupling_trains", "dar", "all"),
+    _one_of("loss.pca_labels", "own", "given"),
+    _one_of("loss.pseudo_label_weight", "batch", "image", "pixel", "probability"),
+    _share("loss.mask_share"),
     *least(1, *(f"schedule.{k}" for k in ("max_steps", "batch_size", "val_every", "save_every", "log_every"))),
     *least(1, "schedule.accumulate", "keep"),
     ("schedule.clip_grad_norm", lambda v: v is None or v > 0, "null, or above 0"),
@@ -340,10 +367,13 @@ def build_group(kind: Any, node: Any, path: str) -> Any:
         raise UserError(
             f"{prefix}{unknown[0]} is not a setting; {path or 'the configuration'} has {', '.join(hints)}"
         )
-    missing = sorted(set(hints) - set(map(str, node)))
+    defaults = {f.name for f in fields(kind) if f.default is not MISSING}
+    missing = sorted(set(hints) - set(map(str, node)) - defaults)
     if missing:
         raise UserError(f"{prefix}{missing[0]} is missing from the configuration; see conf/ for what it means")
-    return kind(**{name: build_group(hint, node[name], prefix + name) for name, hint in hints.items()})
+    return kind(
+        **{name: build_group(hint, node[name], prefix + name) for name, hint in hints.items() if name in node}
+    )
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:

@@ -140,6 +140,15 @@ def test_the_headline_is_the_published_setting():
         ("cem.style_strength=[0.9,0.2]", r"style_strength=\[0.9, 0.2\] is out of range; expected \[least, most\]"),
         ("cem.warps=[bend]", r"expected some of homography, tps, affine_tps"),
         ("loss.pca_tau=0", r"^loss\.pca_tau=0\.0 is out of range; expected above 0$"),
+        ("loss.masked=-1", r"^loss\.masked=-1\.0 is out of range; expected 0 or more$"),
+        ("loss.mask_block=0", r"^loss\.mask_block=0 is out of range; expected 1 or more$"),
+        ("loss.mask_share=1.5", r"^loss\.mask_share=1\.5 is out of range; expected from 0 to 1$"),
+        ("loss.coupling_trains=both", r"^loss\.coupling_trains=both is out of range; expected dar or all$"),
+        ("loss.pca_labels=pseudo", r"^loss\.pca_labels=pseudo is out of range; expected own or given$"),
+        ("loss.pca_balanced=2", r"^loss\.pca_balanced=2 has the wrong type; expected bool$"),
+        ("loss.pseudo_label_weight=one", r"^loss\.pseudo_label_weight=one .* batch, image, pixel or probability$"),
+        ("model.dar.aligned=2", r"^model\.dar\.aligned=2 has the wrong type; expected bool$"),
+        ("model.dar.position_table=4x4", r"^model\.dar\.position_table=4x4 has the wrong type; expected bool$"),
         ("+extra=1", r"^extra is not a setting; the configuration has dataset, model"),
         ("+loss.extra=1", r"^loss\.extra is not a setting; loss has source, feature_distance"),
         ("model.head=3", r"^model\.head=3 is not a group of settings; expected channels"),
@@ -149,6 +158,22 @@ def test_the_headline_is_the_published_setting():
 def test_mistakes(override, message):
     with pytest.raises(UserError, match=message):
         validate(composed(override))
+
+
+@pytest.mark.parametrize("labels", ["given", "own"])
+def test_words_that_yaml_takes_for_none_are_words_where_words_are_expected(labels):
+    assert validate(composed(f"loss.pca_labels={labels}")).loss.pca_labels == labels
+
+
+def test_settings_that_older_checkpoints_lack_are_as_published():
+    dar = validate(composed("~model.dar.aligned", "~model.dar.position_table")).model.dar
+    assert (dar.aligned, dar.position_table) == (False, False)
+
+
+def test_what_the_masked_image_needs():
+    loss = validate(composed("loss=source_only", "loss.masked=1")).loss
+    assert loss.needs_teacher and loss.needs_target and not loss.needs_enhanced
+    assert loss.needs_dar == loss.needs_reference == loss.pseudo_label_with_dar
 
 
 def test_integers_will_do_for_floats_and_null_for_what_may_be_absent():

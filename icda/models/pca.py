@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from icda.distributed import sum_over_ranks
+from icda.distributed import sum_over_ranks, world_size
 from icda.training.precision import at_least_float32
 
 
@@ -26,15 +26,24 @@ class PCA(nn.Module):
             nine tenths the last batch in which its class occurred.
         tau: Temperature that cosine similarities are divided by. Published: 50.
         ignore_index: Label of pixels that feed no prototype.
+        balanced: Whether every class counts alike in the loss, however many pixels it has. Published: every pixel.
     """
 
     prototypes: Tensor
 
-    def __init__(self, num_classes: int, momentum: float = 0.9, tau: float = 50.0, ignore_index: int = 255) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        momentum: float = 0.9,
+        tau: float = 50.0,
+        ignore_index: int = 255,
+        balanced: bool = False,
+    ) -> None:
         super().__init__()
         self.momentum = momentum
         self.tau = tau
         self.ignore_index = ignore_index
+        self.balanced = balanced
         self.register_buffer("prototypes", torch.zeros(num_classes, num_classes))
 
     @torch.no_grad()
@@ -58,19 +67,29 @@ class PCA(nn.Module):
         updated = self.momentum * sums / counts.clamp(min=1) + (1 - self.momentum) * self.prototypes
         self.prototypes.copy_(torch.where(counts > 0, updated, self.prototypes))
 
-    def forward(self, logits: Tensor) -> Tensor:
-        """The alignment loss: cross entropy of similarities to the prototypes, against the logits' own argmax.
-
-        Every pixel counts, those without a label included; the prototypes take no gradient.
+    def forward(self, logits: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The alignment loss: cross entropy of similarities to the prototypes; the prototypes take no gradient.
 
         Args:
             logits: (B, C, H, W) float.
+            labels: Classes that pixels are pulled to, (B, H, W) int64; ignored ones cost nothing, but count in the
+                mean. None: the logits' own argmax, for every pixel, those without a label included (published).
 
         Returns:
-            Scalar float32 (float64 for float64 logits).
+            Scalar float32 (float64 for float64 logits): the mean over pixels or, if ``balanced``, over the classes
+            that occur in the batches of all processes, of the mean over their pixels.
         """
         logits = at_least_float32(logits)
+        labels = logits.argmax(1) if labels is None else labels
         with torch.autocast(logits.device.type, enabled=False):  # it would take the similarities to half precision
             directions = F.normalize(self.prototypes, dim=1)  # a zero prototype stays zero: similarity 0
             similarity = F.conv2d(F.normalize(logits, dim=1), directions[:, :, None, None])  # (B, C, H, W)
-            return F.cross_entropy(similarity / self.tau, logits.argmax(1))
+            cost = F.cross_entropy(similarity / self.tau, labels, ignore_index=self.ignore_index, reduction="none")
+        return (cost * self._balance(labels)).sum() if self.balanced else cost.mean()
+
+    def _balance(self, labels: Tensor) -> Tensor:
+        """What each pixel's cost counts, (B, H, W) float32; the average over processes is the mean over classes."""
+        known = labels != self.ignore_index
+        counts = sum_over_ranks(torch.bincount(labels[known], minlength=len(self.prototypes)))
+        each = world_size() / (counts.clamp(min=1) * (counts > 0).sum().clamp(min=1))
+        return torch.where(known, each[torch.where(known, labels, 0)], 0)

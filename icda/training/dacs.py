@@ -17,6 +17,9 @@ from torchvision.transforms.v2 import functional as TF
 from icda.distributed import any_over_ranks, rank, sum_over_ranks, world_size
 from icda.training.precision import at_least_float32
 
+WEIGHTS = ("batch", "image", "pixel", "probability")
+"""What may decide how much a pseudo-labelled pixel counts."""
+
 _ADJUST = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
 
 
@@ -37,8 +40,8 @@ class PseudoLabel:
     confidence: Tensor
 
 
-def pseudo_label(logits: Tensor, threshold: float, border: tuple[int, int]) -> PseudoLabel:
-    """Labels, and one weight for the whole batch: the share of its confident pixels (method section 7.7).
+def pseudo_label(logits: Tensor, threshold: float, border: tuple[int, int], weigh: str = "batch") -> PseudoLabel:
+    """Labels, and what each pixel counts: by default the share of the batch's confident pixels (method section 7.7).
 
     With several processes, which must have batches of one size, the whole batch is that of all of them.
 
@@ -46,10 +49,21 @@ def pseudo_label(logits: Tensor, threshold: float, border: tuple[int, int]) -> P
         logits: The teacher's, (B, C, H, W) float at full resolution.
         threshold: Probability from which a pixel is confident.
         border: Rows at the top and at the bottom that weigh 0; they count in the share all the same.
+        weigh: One of ``WEIGHTS``. ``batch``: by the share of confident pixels in the whole batch (published);
+            ``image``: in the pixel's own image; ``pixel``: 1 for a confident pixel and 0 for others;
+            ``probability``: by the pixel's own largest probability.
     """
     confidence, labels = at_least_float32(logits).softmax(1).max(1)
-    share = sum_over_ranks((confidence >= threshold).to(confidence.dtype).mean()) / world_size()
-    weight = share.expand_as(confidence).clone()
+    confident = (confidence >= threshold).to(confidence.dtype)
+    share = sum_over_ranks(confident.mean()) / world_size()
+    by = {
+        "batch": share,
+        "image": confident.mean((1, 2), keepdim=True),
+        "pixel": confident,
+        "probability": confidence,
+    }
+    assert by.keys() == set(WEIGHTS), (by.keys(), WEIGHTS)
+    weight = by[weigh].expand_as(confidence).clone()
     top, bottom = border
     weight[:, :top] = 0
     weight[:, max(0, weight.shape[1] - bottom) :] = 0

@@ -11,7 +11,6 @@ import contextlib
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -27,53 +26,16 @@ from icda.config import LossConfig
 from icda.data.classes import ClassSet
 from icda.distributed import sum_over_ranks, world_size
 from icda.models import PCA, SegmentationModel
-from icda.training.dacs import DacsDraws, PseudoLabel, draw_dacs, mix, pseudo_label
+from icda.training.batch import Batch, Draws
+from icda.training.dacs import PseudoLabel, draw_dacs, mix, pseudo_label
 from icda.training.losses import cross_entropy, feature_distance, thing_cells
+from icda.training.masking import draw_hidden
 from icda.training.mean_teacher import MeanTeacher, use_batch_statistics
 from icda.training.precision import at_least_float32
 from icda.training.recompute import recompute_blocks, recompute_branches, statistics_kept
 
 _MAY_STAY_FREE = 2**30
 """Bytes; steps that leave less of them free are small, and new pages would cost them a thirtieth of their time."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A batch of source and target pairs; B of each.
-
-    Attributes:
-        source: S, labelled day images (B, 3, H, W) float32, normalised.
-        source_label: (B, H, W) int64.
-        enhanced: E, its twin made by CEM, normalised; None where no term needs it.
-        enhanced_label: (B, H, W) int64 or None.
-        reference: R, day images of the target's places, normalised, or None.
-        target: T, night images, normalised, or None.
-    """
-
-    source: Tensor
-    source_label: Tensor
-    enhanced: Tensor | None = None
-    enhanced_label: Tensor | None = None
-    reference: Tensor | None = None
-    target: Tensor | None = None
-
-    def to(self, device: torch.device) -> Batch:
-        """The batch on another device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in moved.items() if v is not None})
-
-
-@dataclass(frozen=True)
-class Draws:
-    """Everything random in a step, apart from dropout and stochastic depth.
-
-    Attributes:
-        target_is_reference: Whether the pseudo labels and the mix are made on R instead of T.
-        dacs: The mix.
-    """
-
-    target_is_reference: bool
-    dacs: DacsDraws
 
 
 class _Reaching(torch.autograd.Function):
@@ -141,7 +103,9 @@ class TrainStep(nn.Module):
             self.frozen = copy.deepcopy(student.encoder).requires_grad_(False)
             use_batch_statistics(self.frozen)
         self.pca = (
-            PCA(len(classes), loss.pca_momentum, loss.pca_tau, classes.ignore_index) if loss.needs_pca else None
+            PCA(len(classes), loss.pca_momentum, loss.pca_tau, classes.ignore_index, loss.pca_balanced)
+            if loss.needs_pca
+            else None
         )
         self.classes = classes
         self.loss = loss
@@ -174,17 +138,19 @@ class TrainStep(nn.Module):
         Returns:
             What concerns this process's batch.
         """
-        return Draws(
-            target_is_reference=bool(generator.random() < self.loss.reference_probability),
-            dacs=draw_dacs(
-                generator,
-                batch.source_label,
-                (*range(len(self.classes)), self.classes.ignore_index),
-                self.loss.mix_jitter_probability,
-                self.loss.mix_jitter_strength,
-                self.loss.mix_blur_probability,
-            ),
+        target_is_reference = bool(generator.random() < self.loss.reference_probability)
+        dacs = draw_dacs(
+            generator,
+            batch.source_label,
+            (*range(len(self.classes)), self.classes.ignore_index),
+            self.loss.mix_jitter_probability,
+            self.loss.mix_jitter_strength,
+            self.loss.mix_blur_probability,
         )
+        hidden = None
+        if self.loss.masked:
+            hidden = draw_hidden(generator, batch.source_label, self.loss.mask_block, self.loss.mask_share)
+        return Draws(target_is_reference, dacs, hidden)
 
     def forward(
         self, batch: Batch, step: int, draws: Draws, scale: float | Tensor = 1.0, first: bool = True
@@ -206,6 +172,17 @@ class TrainStep(nn.Module):
             term a scalar of at least float32, before its weight, over all processes' batches and without a graph,
             with ``pseudo_label_share`` and ``pseudo_label_confidence``.
         """
+        if self.loss.statistics == "all":
+            return self.terms(batch, step, draws, scale, first)
+        with statistics_kept(self.student):
+            result = self.terms(batch, step, draws, scale, first)
+        self.see_night(batch.target)
+        return result
+
+    def terms(
+        self, batch: Batch, step: int, draws: Draws, scale: float | Tensor, first: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The step, in the order of method section 7; see ``forward``."""
         terms: dict[str, Tensor] = {}
         if self.teacher is not None and first:
             self.teacher.update(self.student, step)  # 1
@@ -215,22 +192,45 @@ class TrainStep(nn.Module):
             new["feature_distance"] = self.l_fd(source_maps, batch)  # 3
         self.backward(new, terms, scale)
         if batch.enhanced is not None:
-            with torch.set_grad_enabled(self.loss.enhanced > 0):
+            with torch.set_grad_enabled(self.loss.enhanced > 0 or self.loss.coupling_trains_all):
                 enhanced_maps = self.student.encoder(batch.enhanced)
-            if self.loss.enhanced:
-                self.backward({"enhanced": self.l_enh(enhanced_maps, batch)}, terms, scale)  # 4
-        if self.loss.needs_dar_source:
-            self.backward(self.l_ref_and_pca_src(enhanced_maps, source_maps, batch), terms, scale)  # 5
+            new = {"enhanced": self.l_enh(enhanced_maps, batch)} if self.loss.enhanced else {}  # 4
+            if not self.loss.coupling_trains_all:  # else the maps' graph is still needed
+                self.backward(new, terms, scale)
+                new = {}
+            if self.loss.needs_dar_source:
+                new |= self.l_ref_and_pca_src(enhanced_maps, source_maps, batch)  # 5
+            self.backward(new, terms, scale)
         if self.loss.pca_target:
             self.backward({"pca_target": self.l_pca_trg(batch)}, terms, scale)  # 6
         rest = batch.source.new_zeros(())
         if self.teacher is not None:
             pseudo, target = self.pseudo_labels(batch, draws)  # 7
-            mean, std = self.student.mean, self.student.std
-            mixed = mix(batch.source, batch.source_label, target, pseudo, draws.dacs, mean, std)
-            rest = self.weighted({"mix": self.l_mix(*mixed)}, terms, scale)  # 8
+            if self.loss.masked:
+                self.backward({"masked": self.l_mask(target, pseudo, draws.hidden)}, terms, scale)
+            if self.loss.mix:
+                mean, std = self.student.mean, self.student.std
+                pasted = batch.source, batch.source_label
+                if self.loss.mix_source == "enhanced":
+                    pasted = batch.enhanced, batch.enhanced_label
+                mixed = mix(*pasted, target, pseudo, draws.dacs, mean, std)
+                rest = self.weighted({"mix": self.l_mix(*mixed)}, terms, scale)  # 8
             terms |= {"pseudo_label_share": pseudo.share, "pseudo_label_confidence": pseudo.confidence}
         return _Reaching.apply(rest, *self.trained), over_ranks(terms)
+
+    @torch.no_grad()
+    def see_night(self, image: Tensor) -> None:
+        """Move batch norm's running statistics, by which the student segments night images, to those of the night.
+
+        From "Revisiting Batch Normalization For Practical Domain Adaptation", https://arxiv.org/abs/1603.04779; no
+        part of the published ICDA, where all passes move them, those of day images and of DAR's maps included.
+
+        Args:
+            image: T, (B, 3, H, W) float, normalised.
+        """
+        use_batch_statistics(self.student)
+        self.student.head(self.student.encoder(image))
+        self.student.train(self.training)
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -245,7 +245,7 @@ class TrainStep(nn.Module):
     def backward(self, new: dict[str, Tensor], terms: dict[str, Tensor], scale: float | Tensor) -> None:
         """Add the gradient of the weighted sum of new terms; record the terms."""
         total = self.weighted(new, terms, scale)
-        if total.requires_grad:
+        if isinstance(total, Tensor) and total.requires_grad:  # of no terms it is the number 0
             with self.differentiating():
                 total.backward()
 
@@ -316,19 +316,30 @@ class TrainStep(nn.Module):
         new = {"reference": cross_entropy(logits, batch.enhanced_label, ignore_index)}
         if self.pca is not None:
             self.pca.update(logits, batch.enhanced_label)
-            new["pca_source"] = self.pca(logits)
+            new["pca_source"] = self.pca(logits, batch.enhanced_label if self.loss.pca_labels == "given" else None)
         return new
 
     def l_pca_trg(self, batch: Batch) -> Tensor:
         """L_pca_trg: alignment of logits of F~_T, T coupled to R by DAR, to the prototypes (method section 7.6)."""
+        target_maps = self.student.encoder(batch.target) if self.loss.coupling_trains_all else None
         with self.without_gradients():
-            maps = [self.student.encoder(image) for image in (batch.target, batch.reference)]
-        target_maps, reference_maps = ([self.readable(m) for m in found] for found in maps)
+            images = (batch.target, batch.reference) if target_maps is None else (batch.reference,)
+            maps = [self.student.encoder(image) for image in images]
+        *rest, reference_maps = ([self.readable(m) for m in found] for found in maps)
+        target_maps = rest[0] if target_maps is None else target_maps
         return self.pca(self.coupled_logits(target_maps, reference_maps, batch.target.shape[2:]))
 
     def l_mix(self, image: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
         """L_mix: weighted cross entropy of the DACS mix (method section 7.8)."""
         return self.segment(self.student.encoder(image), labels, weight)
+
+    def l_mask(self, image: Tensor, pseudo: PseudoLabel, hidden: Tensor) -> Tensor:
+        """L_mask: weighted cross entropy of the target image, of which the student sees a part, to pseudo labels.
+
+        From "MIC: Masked Image Consistency for Context-Enhanced Domain Adaptation",
+        https://arxiv.org/abs/2212.01322; no part of the published ICDA.
+        """
+        return self.segment(self.student.encoder(image.masked_fill(hidden, 0)), pseudo.labels, pseudo.weight)
 
     def segment(self, maps: list[Tensor], labels: Tensor, weight: Tensor | None = None) -> Tensor:
         """Cross entropy of the student's logits from its maps, at the labels' size."""
@@ -336,10 +347,16 @@ class TrainStep(nn.Module):
         return cross_entropy(logits, labels, self.classes.ignore_index, weight)
 
     def coupled_logits(self, night: list[Tensor], day: list[Tensor], size: Sequence[int]) -> Tensor:
-        """Logits of DAR's maps, through which DAR alone is trained: encoder maps and head weights are constants."""
+        """Logits of DAR's maps, through which DAR alone is trained: encoder maps and head weights are constants.
+
+        Unless the loss says that they train all: then the day maps alone are constants.
+        """
         dar = partial(checkpoint, self.student.dar, use_reentrant=False) if self.low_memory else self.student.dar
-        fused = dar([m.detach() for m in night], [m.detach() for m in day])
+        day = [m.detach() for m in day]
+        if self.loss.coupling_trains_all:
+            return upsampled(self.student, self.student.head(dar(night, day)), size)
         constants = {name: p.detach() for name, p in self.student.head.named_parameters()}
+        fused = dar([m.detach() for m in night], day)
         return upsampled(self.student, functional_call(self.student.head, constants, (fused,)), size)
 
     @torch.no_grad()
@@ -349,7 +366,8 @@ class TrainStep(nn.Module):
             image, logits = batch.reference, self.teacher_logits(batch.reference, None)
         else:
             image, logits = batch.target, self.teacher_logits(batch.target, batch.reference)
-        return pseudo_label(logits, self.loss.pseudo_label_threshold, self.border), image
+        threshold, weigh = self.loss.pseudo_label_threshold, self.loss.pseudo_label_weight
+        return pseudo_label(logits, threshold, self.border, weigh), image
 
     def teacher_logits(self, image: Tensor, day: Tensor | None) -> Tensor:
         """The teacher's logits (B, C, H, W), coupled to day images of the same places where the loss says so.

@@ -63,6 +63,69 @@ def test_loss_in_a_loop():
     assert pca(logits).item() == pytest.approx(total / 8, rel=1e-5)
 
 
+def cost_of(pixel: torch.Tensor, label: int, pca: PCA) -> float:
+    """What one pixel's alignment to one class costs."""
+    similarity = [torch.dot(pixel, p).item() / (pixel.norm() * p.norm()).item() / pca.tau for p in pca.prototypes]
+    return math.log(sum(math.exp(s) for s in similarity)) - similarity[label]
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_balanced_loss_is_the_mean_over_classes_of_the_mean_over_their_pixels(given):
+    torch.manual_seed(2)
+    pca, logits = PCA(4, tau=0.5, balanced=True), torch.randn(2, 4, 5, 6)
+    pca.prototypes.copy_(torch.randn(4, 4))
+    logits[:, 3] = -9  # the own argmax is never class 3
+    logits[0, 0] += 3  # and most often class 0
+    labels = logits.argmax(1)
+    if given:
+        labels = torch.randint(0, 2, (2, 5, 6)) * 3  # classes 0 and 3
+        labels[0, :, :4], labels[1, 0] = 255, 255
+    costs: dict[int, list[float]] = {}
+    for b in range(2):
+        for y in range(5):
+            for x in range(6):
+                if (label := labels[b, y, x].item()) != 255:
+                    costs.setdefault(label, []).append(cost_of(logits[b, :, y, x], label, pca))
+    assert set(costs) == ({0, 3} if given else {0, 1, 2}) and len({len(of_class) for of_class in costs.values()}) > 1
+    expected = sum(sum(of_class) / len(of_class) for of_class in costs.values()) / len(costs)
+    assert pca(logits, labels if given else None).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_balanced_loss_does_not_see_how_often_a_class_occurs():
+    torch.manual_seed(3)
+    pca, logits, labels = PCA(3, balanced=True), torch.randn(1, 3, 1, 4), torch.tensor([[[0, 1, 1, 2]]])
+    pca.prototypes.copy_(torch.randn(3, 3))
+    more = torch.tensor([0, 0, 0, 0, 1, 2, 3, 3])  # each of a class's pixels as often as its others
+    torch.testing.assert_close(pca(logits, labels), pca(logits[..., more], labels[..., more]))
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_only_ignored_pixels_cost_nothing(balanced):
+    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
+    loss = PCA(3, balanced=balanced)(logits, torch.full((1, 4, 4), 255))
+    loss.backward()
+    assert loss == 0 and not logits.grad.any()
+
+
+def test_given_labels_by_hand():
+    pca = PCA(2, tau=1.0)
+    pca.prototypes.copy_(torch.tensor([[2.0, 0.0], [0.0, 5.0]]))
+    logits = torch.tensor([[[[3.0, 1.0, 4.0, 7.0]], [[0.0, 0.0, 0.0, 0.0]]]])  # similarities 1 and 0 at each pixel
+    pulled_to_0, pulled_to_1 = math.log(1 + math.exp(-1)), math.log(1 + math.e)
+    labels = torch.tensor([[[0, 1, 255, 1]]])
+    assert pca(logits, labels).item() == pytest.approx((pulled_to_0 + 2 * pulled_to_1) / 4)
+    pca.balanced = True
+    assert pca(logits, labels).item() == pytest.approx((pulled_to_0 + pulled_to_1) / 2)
+
+
+def test_without_labels_it_is_the_own_argmax():
+    torch.manual_seed(4)
+    pca, logits = PCA(3), torch.randn(2, 3, 5, 5)
+    pca.prototypes.copy_(torch.randn(3, 3))
+    assert not pca.balanced
+    assert pca(logits) == pca(logits, logits.argmax(1)) != pca(logits, logits.argmin(1))
+
+
 def test_loss_without_prototypes_is_that_of_a_blind_guess():
     assert PCA(19)(torch.randn(1, 19, 3, 3)).item() == pytest.approx(math.log(19), rel=1e-6)
 
@@ -120,3 +183,32 @@ def test_prototypes_of_two_processes_are_those_of_the_joined_batch(tmp_path):
     assert torch.equal(*parts)
     torch.testing.assert_close(parts[0], whole)
     assert whole[2].any() and not whole[3].any()
+
+
+def share_of_balanced_loss(logits: torch.Tensor, labels: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Loss and gradient with labels given, and with none."""
+    own = slice(rank(), rank() + 1) if world_size() > 1 else slice(None)
+    found = []
+    for known in (labels[own], None):
+        torch.manual_seed(0)
+        pca, x = PCA(4, tau=0.5, balanced=True).double(), logits[own].clone().requires_grad_()
+        pca.prototypes.copy_(torch.randn(4, 4))
+        loss = pca(x, known)
+        loss.backward()
+        found.append((loss.detach(), x.grad))
+    return found
+
+
+@pytest.mark.slow
+def test_balanced_loss_of_two_processes_is_that_of_the_joined_batch(tmp_path):
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 4, 5, 6, dtype=torch.float64), torch.randint(0, 2, (2, 5, 6))
+    labels[0, :3], labels[1, 0, 0] = 255, 2  # class 2 is on one process, class 3 on none
+    wholes, parts = (
+        share_of_balanced_loss(logits, labels),
+        on_ranks(share_of_balanced_loss, 2, tmp_path, logits, labels),
+    )
+    for whole, *of_ranks in zip(wholes, *parts, strict=True):
+        # Both are averaged over processes: the loss for the record, the gradient by DistributedDataParallel.
+        torch.testing.assert_close(sum(loss for loss, _ in of_ranks) / 2, whole[0])
+        torch.testing.assert_close(torch.cat([gradient for _, gradient in of_ranks]) / 2, whole[1])

@@ -12,7 +12,7 @@ from ranks import on_ranks
 from torchvision.transforms.v2 import functional as TF
 
 from icda.distributed import rank, world_size
-from icda.training.dacs import DacsDraws, augment, blur_kernel, draw_dacs, mix, pseudo_label
+from icda.training.dacs import WEIGHTS, DacsDraws, augment, blur_kernel, draw_dacs, mix, pseudo_label
 
 IDS = (*range(19), 255)
 MEAN, STD = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3])
@@ -28,6 +28,29 @@ def test_one_weight_for_the_batch_is_the_share_of_confident_pixels():
     assert pseudo.labels[0, :, :2].unique().tolist() == [1]
     sure = 1 / (1 + math.exp(-10))
     assert pseudo.confidence.item() == pytest.approx((8 * sure + 24 * 0.5) / 32)
+
+
+SURE = 1 / (1 + math.exp(-10))
+
+
+@pytest.mark.parametrize(
+    ("weigh", "sure", "unsure_beside", "unsure_image"),
+    [
+        ("batch", 8 / 32, 8 / 32, 8 / 32),
+        ("image", 8 / 16, 8 / 16, 0),
+        ("pixel", 1, 0, 0),
+        ("probability", SURE, 0.5, 0.5),
+    ],
+)
+def test_weights_by_hand(weigh, sure, unsure_beside, unsure_image):
+    logits = torch.zeros(2, 2, 4, 4)
+    logits[0, 1, :, :2] = 10  # the left half of the first image is sure
+    pseudo = pseudo_label(logits, 0.968, (1, 2), weigh)
+    expected = torch.zeros(2, 4, 4)
+    expected[0, 1, :2], expected[0, 1, 2:], expected[1, 1] = sure, unsure_beside, unsure_image  # between the borders
+    torch.testing.assert_close(pseudo.weight, expected)
+    plain = pseudo_label(logits, 0.968, (1, 2))
+    assert all(torch.equal(getattr(pseudo, name), getattr(plain, name)) for name in ("labels", "share", "confidence"))
 
 
 def test_no_border():
@@ -133,7 +156,8 @@ def share_of_a_batch(labels: torch.Tensor, logits: torch.Tensor) -> tuple[object
     own = slice(rank() * len(labels) // world_size(), (rank() + 1) * len(labels) // world_size())
     draws = [draw_dacs(np.random.default_rng(seed), labels[own], IDS) for seed in range(40)]
     pseudo = pseudo_label(logits[own], 0.5, (1, 0))
-    return draws, pseudo.share, pseudo.weight, pseudo.labels
+    weights = [pseudo_label(logits[own], 0.5, (1, 0), weigh).weight for weigh in WEIGHTS]
+    return draws, pseudo.share, torch.stack([pseudo.weight, *weights], 1), pseudo.labels
 
 
 @pytest.mark.slow

@@ -79,6 +79,17 @@ def steps_on_ranks(
     [
         ("test_efficientnet", {}, True),
         ("test_efficientnet", {"reference": 0.0, "pca_source": 0.0, "pca_target": 0.0}, True),
+        (
+            "test_efficientnet",
+            {
+                "coupling_trains": "all",
+                "pca_balanced": True,
+                "pca_labels": "given",
+                "masked": 1.0,
+                "pseudo_label_weight": "image",
+            },
+            False,
+        ),
     ],
 )
 def test_two_processes_take_the_steps_of_one_with_the_joined_batch(
