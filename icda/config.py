@@ -187,6 +187,7 @@ class TrainConfig:
     seed: int
     data_dir: str
     prepared_dir: str
+    score_last: list[str]
     overlap: str
     device: str
     precision: str
