@@ -203,6 +203,7 @@ class TrainConfig:
     seed: int
     data_dir: str
     prepared_dir: str
+    score_last: list[str]
     overlap: str
     device: str
     precision: str

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from icda.errors import UserError
-from icda.table import collect, markdown, write_csv
+from icda.finished_runs import collect
+from icda.table import markdown, pairing, write_csv
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,16 +28,28 @@ def main() -> None:
     parser.add_argument("--csv", metavar="FILE", help="write CSV there, - for standard output, in place of markdown")
     parser.add_argument("--per-class", action="store_true", help="add the last IoU of every class")
     parser.add_argument("--runs", action="store_true", help="a row for every run, with its seed and folder")
+    parser.add_argument(
+        "--paired",
+        metavar="SET",
+        nargs="?",
+        const="",
+        help="add the difference to the row above over the seeds that both rows have, of the mIoU on SET: val or one "
+        "of score_last, the first of which is taken where SET is left out",
+    )
+    parser.add_argument("--against", metavar="NAME", help="compare with the ablation or experiment NAME instead")
     arguments = parser.parse_args()
     runs = collect(arguments.folders)
+    paired = None
+    if arguments.paired is not None or arguments.against is not None:
+        paired = pairing(runs, arguments.paired or None, arguments.against)
     if arguments.csv is None:
-        print(markdown(runs, arguments.per_class, arguments.runs))
+        print(markdown(runs, arguments.per_class, arguments.runs, paired))
         return
     with contextlib.ExitStack() as stack:
         file = sys.stdout
         if arguments.csv != "-":
             file = stack.enter_context(Path(arguments.csv).open("w", newline="", encoding="utf-8"))
-        write_csv(runs, file, arguments.per_class, arguments.runs)
+        write_csv(runs, file, arguments.per_class, arguments.runs, paired)
 
 
 if __name__ == "__main__":

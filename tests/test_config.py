@@ -120,6 +120,8 @@ def test_the_headline_is_the_published_setting():
         ("schedule.lr=true", r"expected float"),
         ("dataset.sampling.crop=128", r"crop=128 has the wrong type; expected a list"),
         ("dataset.sampling.crop=[128]", r"expected \[height, width\]"),
+        ("score_last=report", r"^score_last=report has the wrong type; expected a list"),
+        ("score_last=null", r"^score_last=None has the wrong type; expected a list"),
         ("seed=-1", r"^seed=-1 is out of range; expected from 0 to 2"),
         ("seed=9223372036854775808", r"out of range"),
         ("panels=-1", r"expected 0 or more"),

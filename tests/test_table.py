@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from icda.errors import UserError
-from icda.table import _NOT_A_SETTING, collect, markdown, read_run, table, write_csv
+from icda.finished_runs import _NOT_A_SETTING, collect, read_run
+from icda.table import markdown, table, write_csv
 from icda.training.same_run import FREE
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "table.py"
@@ -35,6 +36,8 @@ def run(
     val: str = "val",
     ended: str | None = None,
     world_size: int | None = None,
+    held_out: dict | None = None,
+    named: dict | None = None,
     **settings,
 ) -> Path:
     """A run's folder; ``extra`` are its overrides, ``settings`` what they or conf/ say (``schedule_lr=...``)."""
@@ -68,6 +71,10 @@ def run(
     if miou is not None:
         steps = config["schedule"]["max_steps"]
         summary = {"last_miou": miou, "best_miou": miou + 0.01, "seconds": 90.0, "steps": steps, "val": val}
+        if held_out is not None:
+            summary["score_last"] = held_out
+        if named is not None:
+            summary |= {"config": config, "choices": {**choices, **named}}
         (folder / "summary.json").write_text(json.dumps({**summary, "iou": iou or {}}))
     return folder
 
@@ -112,8 +119,8 @@ def test_what_one_setting_was_given_stands_above_it(tmp_path):
 
 
 def test_what_changes_no_result_is_what_a_run_may_change_freely():
-    # Over seeds is averaged; and the best is the best of all validations.
-    assert set(_NOT_A_SETTING ^ FREE) == {"seed", "schedule.val_every"}
+    # Over seeds is averaged; the best is the best of all validations; what is scored at the end changes no run.
+    assert set(_NOT_A_SETTING ^ FREE) == {"seed", "schedule.val_every", "score_last"}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ CACHE_FOLDER = "cache"
 """Name of the cache's folder in ``prepared_dir``."""
 
 OWN_PARTS = frozenset(
-    {"icda.data.demo.make_demo"}
+    {"icda.data.demo.make_demo", "icda.data.demo.make_demo_with_night_labels"}
     | {f"icda.data.{name}" for name in ("ACDC", "BDD100KNight", "CamVid", "Cityscapes", "DarkZurich", "Folder")}
     | {f"icda.data.{name}" for name in ("NightCity", "NighttimeDriving")}
 )
@@ -127,11 +127,12 @@ def attach_cache(dataset: SegmentationDataset, prepared_dir: str, data_dir: str)
 
 @dataclass(frozen=True)
 class OpenDatasets:
-    """The data sets of a run; ``target`` is None where nothing needs it."""
+    """The data sets of a run; ``target`` is None where nothing needs it, ``last`` holds those of ``score_last``."""
 
     source: SegmentationDataset
     target: SegmentationDataset | None
     val: SegmentationDataset
+    last: Mapping[str, SegmentationDataset] = field(default_factory=dict)
 
     @property
     def trained(self) -> list[SegmentationDataset]:
@@ -151,6 +152,7 @@ def open_datasets(config: TrainConfig) -> OpenDatasets:
         UserError: If one is missing, incomplete or empty, or their classes differ.
     """
     dataset, loss, cem = config.dataset, config.loss, config.cem
+    held_out = _held_out(config)
     if dataset.prepare is not None:
         open_part(dataset.prepare)
     translated = loss.needs_enhanced and cem.illumination == "translated"
@@ -169,18 +171,36 @@ def open_datasets(config: TrainConfig) -> OpenDatasets:
         paired = loss.needs_reference and dataset.reference == "pairs"
         target = open_part(dataset.target, **_unread(dataset.target, references=paired))
     val = open_part(dataset.val)
-    for other in filter(None, (target, val)):
+    last = {name: open_part(node) for name, node in held_out.items()}
+    for other in filter(None, (target, val, *last.values())):
         if other.classes != source.classes:
             raise UserError(
                 f"{source.name} has the classes of {source.classes.name}, {other.name} those of "
-                f"{other.classes.name}; source, target and val need the same"
+                f"{other.classes.name}; source, target, val and score_last need the same"
             )
-    datasets = OpenDatasets(source, target, val)
-    for line in settle_overlaps(config.overlap, datasets.trained, {"val": val}):
+    datasets = OpenDatasets(source, target, val, last)
+    for line in settle_overlaps(config.overlap, datasets.trained, {"val": val, **last}):
         log.warning("%s", line)
-    for part in (*datasets.trained, val):
+    for part in (*datasets.trained, val, *last.values()):
         attach_cache(part, config.prepared_dir, config.data_dir)
     return datasets
+
+
+def _held_out(config: TrainConfig) -> dict[str, Any]:
+    """The nodes of the sets that ``score_last`` names, by name.
+
+    Raises:
+        UserError: If a name is unknown.
+    """
+    known = config.dataset.score_also
+    for name in config.score_last:
+        if name not in known:
+            there = f"there are {', '.join(known)}" if known else "it names no set"
+            raise UserError(
+                f"score_last: dataset.score_also of {config.dataset.name} has no set {name}; {there}; "
+                "give some of these, or score_last=[]"
+            )
+    return {name: known[name] for name in config.score_last}
 
 
 def _unread(node: Any, **read: bool) -> dict[str, bool | None]:

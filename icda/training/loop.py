@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from omegaconf import DictConfig
@@ -23,8 +23,7 @@ from icda.data.processes import Bar
 from icda.data.setup import OpenDatasets, open_datasets, training_stream
 from icda.device import pick_device
 from icda.errors import UserError
-from icda.evaluation import evaluate
-from icda.scores import percent, scores
+from icda.scores import percent
 from icda.training import checkpoint
 from icda.training.build import (
     AUTO,
@@ -35,7 +34,7 @@ from icda.training.build import (
     restore,
     warn_of_another_batch,
 )
-from icda.training.compilation import compile_parts, uncompiled
+from icda.training.compilation import compile_parts
 from icda.training.diagnostics import memory_scalars, prototype_distances
 from icda.training.engine import Engine
 from icda.training.guard import Guard
@@ -49,6 +48,7 @@ from icda.training.results import Results, finished
 from icda.training.same_run import check_same_run
 from icda.training.signals import Stopped, StopRequest, stop_request
 from icda.training.start import Start
+from icda.training.validation import Validation
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +148,7 @@ class Run:
         self.engine = Engine(
             self.method, self.optimizer, self.precision, self.guard, schedule, self.config.seed, self.device
         )
+        self.validation = Validation(student, self.config, self.device, self.stop)
 
     def _resume(self, start: Start) -> None:
         """Go on from a ``last`` checkpoint as if the run had never stopped."""
@@ -196,9 +197,10 @@ class Run:
                     contextlib.closing(self._samples()) as samples,
                 ):
                     self._loop(samples, panels)
+                held_out = self._score_last()
                 if distributed.is_main():
                     done = self.cfg, self.step, self._seconds(), self.best_miou, self.metrics, self.guard.skipped
-                    summary = self.results.finish(*done)
+                    summary = self.results.finish(*done, held_out)
         except OSError as error:
             raise UserError(
                 f"{error.filename or self.folder} cannot be used: {error.strerror}; "
@@ -251,6 +253,10 @@ class Run:
             return
         if self.step == self.config.schedule.max_steps and not self._validation_is_due():
             return
+        self._leave()
+
+    def _leave(self) -> NoReturn:
+        """Save and end the run, in all processes, since a signal came to one of them."""
         self._save()
         distributed.wait_for_all()  # a launcher ends the other processes when the first one leaves
         name = self.stop.signal_name or "a signal to another process"
@@ -282,24 +288,13 @@ class Run:
 
     def _validate(self, panels: Panels | None) -> None:
         """Score the student, write figures and pictures, keep the checkpoint if it is the best so far."""
-        config, val = self.config, self.datasets.val
-        sheets = {}
-        with uncompiled() if config.compile else contextlib.nullcontext():  # as scripts/eval.py does
-            matrix = evaluate(
-                self.method.student,
-                val,
-                self.device,
-                workers=config.workers,
-                progress=config.progress,
-                timeout=config.worker_timeout,
-                stop=lambda: bool(self.stop),
-            )
-            if matrix is None:  # a signal came
-                return
-            if panels is not None:  # in every process: the teacher's batch norm takes them all
+        val, sheets = self.datasets.val, {}
+        if (result := self.validation.scores(val)) is None:  # a signal came
+            return
+        if panels is not None:  # in every process: the teacher's batch norm takes them all
+            with self.validation.uncompiled():
                 sheets["train"] = panels.training(self.method, self.device)
                 sheets["val"] = panels.validation(self.method, self.device)
-        result = scores(matrix, self.classes)
         miou = result["miou"] or 0.0
         self.metrics = {"step": self.step, "val": val.name, **result}
         self.saved = None  # without these scores
@@ -315,9 +310,15 @@ class Run:
         self.results.validation(self.step, self._seconds(), result)
         if is_best:
             self.checkpoints.save_best(self._content())
-        log.info(
-            "step %d: mIoU %s on %s%s", self.step, percent(miou), val.name, ", the best so far" if is_best else ""
-        )
+        best = ", the best so far" if is_best else ""
+        log.info("step %d: mIoU %s on %s%s", self.step, percent(miou), val.name, best)
+
+    def _score_last(self) -> dict[str, Any]:
+        """Score the sets of ``score_last``, for the summary alone: nothing is chosen by them."""
+        held_out = self.validation.held_out(self.datasets.last)
+        if held_out is None:  # a signal came: a run that goes on scores them again
+            self._leave()
+        return held_out
 
     def _content(self) -> dict[str, Any]:
         """What every checkpoint holds."""
@@ -377,15 +378,14 @@ class Run:
         if not distributed.is_main():
             yield
             return
-        config, world = self.config, distributed.world_size()
-        pairs = config.schedule.batch_size * config.schedule.accumulate * world
+        config, schedule, world = self.config, self.config.schedule, distributed.world_size()
         self.record.start(
             device=self.device,
             world_size=world,
             precision=str(self.precision),
             seed=config.seed,
             step=self.step,
-            images_per_step=pairs * (2 if config.loss.needs_target else 1),
+            images_per_step=schedule.batch_size * schedule.accumulate * world * (1 + config.loss.needs_target),
             skipped=self.guard.skipped,
             resumed_from=self.start.path if self.start is not None and self.start.resumes else None,
         )

@@ -37,6 +37,7 @@ class Results:
     def begin(self, step: int, earlier: Path | None, validated: bool = True) -> None:
         """Keep what was recorded up to a step and drop what was after it.
 
+        The scores of held-out sets are dropped as well: whatever goes on comes to its last step again, and to them.
         Temporary files that killed processes left in the folder go as well.
 
         Args:
@@ -50,7 +51,8 @@ class Results:
         """
         last = step if validated else step - 1
         lines = [] if earlier is None else _lines(earlier / "metrics.jsonl")
-        kept = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= last).encode()
+        kept = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= last and "score_last" not in line)
+        kept = kept.encode()
         remove_leftovers(self.folder)
         write_whole(self.folder / "metrics.jsonl", lambda file: file.write(kept))
         (self.folder / "summary.json").unlink(missing_ok=True)
@@ -82,8 +84,11 @@ class Results:
         best_miou: float,
         result: dict[str, Any],
         skipped: int = 0,
+        held_out: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> dict[str, Any]:
         """Write ``summary.json``, print the table and what to type next.
+
+        The scores of held-out sets, ``miou`` and ``iou`` of each, go there and into a line of ``metrics.jsonl``.
 
         Args:
             cfg: The composed configuration.
@@ -92,6 +97,7 @@ class Results:
             best_miou: 0..1.
             result: The last validation's scores (``icda.scores.scores``).
             skipped: Steps that were left out, since their loss or gradient was not finite.
+            held_out: The scores of the sets of ``score_last``, by name; None where there are none.
 
         Returns:
             What the file holds.
@@ -99,6 +105,8 @@ class Results:
         Raises:
             OSError: If it cannot be written.
         """
+        if held_out := _brief(held_out or {}):
+            self.validation(step, seconds, {"score_last": held_out})
         summary = {
             "best_miou": best_miou,
             "last_miou": result.get("miou"),
@@ -107,31 +115,42 @@ class Results:
             "seconds": round(seconds, 3),
             "iou": result.get("iou"),
             "val": self.val,
+            "score_last": held_out,
             "config": OmegaConf.to_container(cfg, resolve=False),
             "choices": _choices(),
         }
         content = (json.dumps(summary, indent=2) + "\n").encode()
         write_whole(self.folder / "summary.json", lambda file: file.write(content))  # its run is a finished one
         log.info("\n%s\n", table(result))
-        best = self.folder / "checkpoints" / "best.pt"
         log.info("best mIoU %s after %d steps, %.0f s", percent(best_miou), step, seconds)
         if skipped:
             reason = "since their loss or gradient was not finite; see not_finite/"
             log.warning("left out %d of the %d steps, %s", skipped, step, reason)
+        self._say_what_is_next()
+        return summary
+
+    def _say_what_is_next(self) -> None:
+        best = self.folder / "checkpoints" / "best.pt"
         log.info("run folder: %s", self.folder)
         log.info("next: python scripts/eval.py ckpt=%s save_predictions=true", shlex.quote(str(best)))
         log.info("      tensorboard --logdir %s", shlex.quote(str(self.folder)))
-        return summary
+
+
+def _brief(held_out: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: {key: scored[key] for key in ("miou", "iou")} for name, scored in held_out.items()}
 
 
 def _choices() -> dict[str, str]:
     """The files that were chosen of the configuration's groups, as far as Hydra has composed it."""
     chosen = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
-    return {group: chosen[group] for group in ("dataset", "model", "loss", "schedule", "cem") if group in chosen}
+    groups = ("dataset", "model", "loss", "schedule", "cem", "experiment", "ablation")
+    return {group: chosen[group] for group in groups if chosen.get(group) is not None}
 
 
 def finished(folder: Path, cfg: DictConfig, max_steps: int) -> dict[str, Any] | None:
     """The summary of a run that has done all its steps; None if it has not, or there is none.
+
+    A summary without the scores of a set that ``score_last`` names is not the end of a run either.
 
     Args:
         folder: The run's folder.
@@ -148,7 +167,8 @@ def finished(folder: Path, cfg: DictConfig, max_steps: int) -> dict[str, Any] | 
     if not _is_summary(summary) or summary["steps"] != max_steps:
         return None
     check_same_run(summary["config"], cfg, f"the finished run in {folder}", strict=True, finished=True)
-    return summary
+    scored = summary.get("score_last")
+    return summary if set(cfg.get("score_last") or ()) <= set(scored if isinstance(scored, Mapping) else ()) else None
 
 
 def _is_summary(value: object) -> bool:

@@ -113,12 +113,12 @@ def test_a_signal_during_a_validation(whole, demo_data, tmp_path):
     """The validation that was cut off is made up for."""
     before = """
         import os, signal
-        import icda.training.loop as loop
-        real = loop.evaluate
+        import icda.training.validation as validation
+        real = validation.evaluate
         def signalled(*arguments, **options):
             os.kill(os.getpid(), signal.SIGTERM)
             return real(*arguments, **options)
-        loop.evaluate = signalled
+        validation.evaluate = signalled
     """
     finish(start(run_of(demo_data, tmp_path), before), 75)
     assert json.loads((tmp_path / "record.json").read_text())[-1]["step"] == 10

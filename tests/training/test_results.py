@@ -211,3 +211,44 @@ def test_what_is_no_summary_is_no_finished_run(tmp_path, content):
     assert finished(tmp_path, CFG, 8) == WHOLE
     path.write_bytes(content)
     assert finished(tmp_path, CFG, 8) is None
+
+
+def test_held_out_scores_stand_in_the_summary_and_behind_the_validations(results):
+    filled(results, 8)
+    held_out = {"report": {**SCORES, "miou": 0.125}}
+    summary = results.finish(CFG, 8, 12.0, 0.75, SCORES, held_out=held_out)
+    brief = {"report": {"miou": 0.125, "iou": {"road": 0.5, "sky": None}}}
+    assert summary["score_last"] == brief and summary["last_miou"] == 0.25
+    assert lines(results.folder)[1:] == [{"step": 8, "seconds": 12.0, "score_last": brief}]
+
+
+def test_a_run_that_goes_on_is_rid_of_held_out_scores(results):
+    """They were written, but no summary; they will be made again, at this step or a later one."""
+    filled(results, 8)
+    results.finish(CFG, 8, 12.0, 0.75, SCORES, held_out={"report": SCORES})
+    results.begin(8, results.folder)
+    assert lines(results.folder) == [{"step": 8, "seconds": 4.0, "miou": 0.08}]
+
+
+def test_without_held_out_sets_there_is_no_line_of_them(results):
+    filled(results, 8)
+    assert results.finish(CFG, 8, 12.0, 0.75, SCORES)["score_last"] == {}
+    assert len(lines(results.folder)) == 1
+
+
+@pytest.mark.parametrize(
+    ("scored", "asked", "ends"),
+    [
+        ({}, [], True),
+        ({"a": {}}, [], True),
+        ({"a": {}, "b": {}}, ["a"], True),
+        ({"a": {}}, ["a", "b"], False),
+        (None, ["a"], False),
+        ([3], ["a"], False),
+    ],
+)
+def test_a_run_is_finished_if_all_that_was_asked_for_was_scored(tmp_path, scored, asked, ends):
+    summary = {"steps": 8, "last_miou": 0.5, "score_last": scored, "config": OmegaConf.to_container(CFG)}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    found = finished(tmp_path, OmegaConf.merge(CFG, {"score_last": asked}), 8)
+    assert found == (summary if ends else None)

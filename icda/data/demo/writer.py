@@ -98,6 +98,68 @@ def make_demo(
     return root
 
 
+def make_demo_with_night_labels(
+    root: Path,
+    *,
+    seed: int = 0,
+    counts: DemoCounts | None = None,
+    size: tuple[int, int] = (256, 512),
+    workers: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Make the demo data, and labels of its training nights, which Dark Zurich has none of.
+
+    They are for a run that is allowed to see them, and for choosing settings. All other files are those of
+    ``make_demo``; data that it made earlier get the labels added, in ``DarkZurich/gt/train``, all or none.
+
+    Args:
+        root: See ``make_demo``.
+        seed: See ``make_demo``.
+        counts: See ``make_demo``.
+        size: See ``make_demo``.
+        workers: See ``make_demo``.
+        progress: See ``make_demo``.
+
+    Returns:
+        ``root``.
+
+    Raises:
+        UserError: See ``make_demo``.
+    """
+    counts = counts or DemoCounts()
+    root = make_demo(root, seed=seed, counts=counts, size=size, workers=workers, progress=progress)
+    labels = root / "DarkZurich" / "gt" / "train"
+    if labels.is_dir():
+        return root
+    try:
+        tasks = [_Task("target_train", index) for index in range(counts.target_train)]
+        _add_night_labels(labels, seed, size, tasks, workers or _default_workers(), progress)
+    except OSError as error:
+        raise UserError(
+            f"Cannot write labels to {labels}: {error}. Choose a folder you may write to, with free space."
+        ) from error
+    return root
+
+
+def _add_night_labels(
+    labels: Path, seed: int, size: tuple[int, int], tasks: list[_Task], workers: int, progress: bool
+) -> None:
+    """Write the labels of training nights into another folder, and give it its name at the end."""
+    making = _temporary_folder(labels.absolute())
+    try:
+        for folder in {_night_label(making, task).parent for task in tasks}:
+            folder.mkdir(parents=True)
+        done = in_processes(partial(_write_night_label, making, seed, size), tasks, workers)
+        list(Bar(done, total=len(tasks), desc="Drawing night labels", unit="scene", disable=not progress))
+        try:
+            making.rename(labels)
+        except OSError:
+            if not labels.is_dir():  # another process was faster: its labels are the same
+                raise
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+
+
 def _temporary_folder(root: Path) -> Path:
     """Make a folder beside ``root`` that no other process uses."""
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -187,8 +249,7 @@ def _write_all(
 
 def _write_task(root: Path, seed: int, size: tuple[int, int], task: _Task) -> dict[str, int]:
     """Draw and write one scene; return the pixels of every class in its label."""
-    part = [field.name for field in fields(DemoCounts)].index(task.part)
-    rng = np.random.default_rng([seed, part, task.index])
+    rng = _rng(seed, task)
     if task.part.startswith("source"):
         image, label = source_sample(rng, size)
         pictures = [image, label]
@@ -200,6 +261,23 @@ def _write_task(root: Path, seed: int, size: tuple[int, int], task: _Task) -> di
         _write_png(path, picture)
     pixels = np.bincount(label.ravel(), minlength=len(CITYSCAPES))[: len(CITYSCAPES)]
     return {str(index): int(count) for index, count in enumerate(pixels) if count}
+
+
+def _rng(seed: int, task: _Task) -> np.random.Generator:
+    part = [field.name for field in fields(DemoCounts)].index(task.part)
+    return np.random.default_rng([seed, part, task.index])
+
+
+def _write_night_label(folder: Path, seed: int, size: tuple[int, int], task: _Task) -> None:
+    """Draw one scene of the target again, and write its label."""
+    _, label, _ = target_sample(_rng(seed, task), size)
+    _write_png(_night_label(folder, task), label)
+
+
+def _night_label(folder: Path, task: _Task) -> Path:
+    """Where the label of a training night goes, below the folder of such labels."""
+    night = _keys("train", task.index)[0].removeprefix("train/")
+    return folder / f"{night}_gt_labelTrainIds.png"
 
 
 def _write_png(path: Path, picture: np.ndarray) -> None:
