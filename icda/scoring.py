@@ -11,7 +11,7 @@ import numpy as np
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from icda.config import OVERLAP, Check, checked, least
+from icda.config import OVERLAP, least
 from icda.data.base import SegmentationDataset
 from icda.data.overlap import settle_overlaps
 from icda.data.setup import attach_cache, open_part, with_data
@@ -39,6 +39,7 @@ from icda.scores import (
 from icda.training.checkpoint import Trained, load_trained
 from icda.training.durable import write_whole
 from icda.training.precision import Precision
+from icda.typed_config import Check, checked
 
 log = logging.getLogger(__name__)
 

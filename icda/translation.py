@@ -21,7 +21,6 @@ import cv2
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from icda.config import Check, checked
 from icda.data.base import SegmentationDataset
 from icda.data.prepare.parts import one_sample
 from icda.data.prepared import TRANSLATIONS, check_apart, relative_root, whole_file, writing_to
@@ -29,6 +28,7 @@ from icda.data.processes import Bar, in_processes
 from icda.data.setup import open_part
 from icda.errors import UserError
 from icda.transforms import RelightIllumination, StyleIllumination, reseed
+from icda.typed_config import Check, checked
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,6 @@ from PIL import Image
 from torch.nn import functional as F
 
 import icda
-from icda.config import build_group
 from icda.data.classes import CAMVID, CITYSCAPES, ClassSet
 from icda.errors import UserError
 from icda.prediction import predict
@@ -28,6 +27,7 @@ from icda.prediction.inputs import InputSize
 from icda.predictor import Predictor
 from icda.training import checkpoint
 from icda.training.checkpoint import ModelConfig, Trained, build_student
+from icda.typed_config import build_group
 
 VAL_SIZE = (32, 64)
 

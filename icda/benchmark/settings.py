@@ -9,17 +9,16 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from icda.config import (
     CemConfig,
-    Check,
     DatasetConfig,
     LossConfig,
     ModelConfig,
     ScheduleConfig,
     TrainConfig,
-    checked,
     least,
     validate,
 )
 from icda.errors import UserError
+from icda.typed_config import Check, checked
 
 ALL = "all"
 """Every benchmark, one after the other."""

@@ -7,8 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from icda.config import CEM_CHECKS, SIZE, CemConfig, Check, checked
+from icda.config import CEM_CHECKS, SIZE, CemConfig
 from icda.errors import UserError
+from icda.typed_config import Check, checked
 
 ENHANCED = "enhanced"
 """The setting ``day`` for a day picture that is made from the night picture."""

@@ -7,10 +7,10 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from icda.config import Check, checked
 from icda.errors import UserError
 from icda.export.formats import FORMATS
 from icda.export.weights import LAYOUTS
+from icda.typed_config import Check, checked
 
 WEIGHTS = "weights"
 """The format that is no graph: weights in another layout."""

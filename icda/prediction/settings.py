@@ -7,13 +7,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from icda.config import SIZE, Check, checked
+from icda.config import SIZE
 from icda.errors import UserError
 from icda.inference import Views
 from icda.prediction.film import FILMS
 from icda.prediction.inputs import PARTS
 from icda.prediction.submission import LAYOUTS
 from icda.training.precision import DTYPES
+from icda.typed_config import Check, checked
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from icda.config import ModelConfig, build_group
+from icda.config import ModelConfig
 from icda.data.classes import CITYSCAPES, ClassSet
 from icda.errors import DamagedFile, UserError
 from icda.interop import is_published, read_published
 from icda.models import SegmentationModel, build_model
 from icda.training.durable import write_whole
+from icda.typed_config import build_group
 from icda.versions import versions
 from icda.weights.files import read_weights
 from icda.weights.fill import misfits

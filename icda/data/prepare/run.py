@@ -10,7 +10,6 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from icda.config import Check, checked
 from icda.data.cache import ImageCache
 from icda.data.prepare.caching import plan_cache, remove_cache
 from icda.data.prepare.decode import open_files
@@ -22,6 +21,7 @@ from icda.data.prepare.train_ids import plan_train_ids
 from icda.data.prepared import check_apart, exclusive, writing_to
 from icda.data.setup import CACHE_FOLDER, open_part
 from icda.errors import UserError
+from icda.typed_config import Check, checked
 
 log = logging.getLogger(__name__)
 
