@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 GROUPS = ("dataset", "model", "loss", "schedule", "cem")
 # Settings that say where and how a run was made and what else was scored at its end, and the seed, over which is
 # averaged. How often it is validated is a setting, as the best is the best of all validations.
-_NOT_A_SETTING = FREE - {"schedule.val_every"} | {"seed", "score_last"}
+_NOT_A_SETTING = FREE - {"schedule.val_every"} | {"seed"}
 # What opening and reading a run's files raises where they are missing, cut short or something else.
 _BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, OmegaConfBaseException, YAMLError)
 

@@ -12,10 +12,10 @@ from icda.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# Where and how a run is made; its result is the same.
+# Where and how a run is made, and what else is scored at its end; its result is the same.
 FREE = frozenset(
     {"data_dir", "prepared_dir", "device", "memory", "compile", "workers", "worker_timeout", "resume", "keep"}
-    | {"max_skipped", "logger", "panels", "progress"}
+    | {"max_skipped", "logger", "panels", "progress", "score_last"}
     | {f"schedule.{name}_every" for name in ("val", "save", "log")}
 )
 # A run may be made longer, moved to more or fewer processes, or to a device of another precision.
