@@ -96,6 +96,7 @@ _CHECKS: tuple[Check, ...] = (
 _IDLE = {
     "data_dir": "",
     "prepared_dir": "",
+    "score_last": [],
     "overlap": "warn",
     "worker_timeout": 0,
     "init": None,
