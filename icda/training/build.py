@@ -152,6 +152,7 @@ def restore(start: Start, method: TrainStep, optimizer: Optimizer, scaler: GradS
             method.pca.load_state_dict(training["pca"])
         settings = [(group["base_lr"], group["weight_decay"]) for group in optimizer.param_groups]
         optimizer.load_state_dict(training["optimizer"])
+        _lay_out(optimizer)
         for group, (base_lr, decay) in zip(optimizer.param_groups, settings, strict=True):
             group.update(base_lr=base_lr, weight_decay=decay)
         if training["scaler"] and scaler.is_enabled():
@@ -159,6 +160,17 @@ def restore(start: Start, method: TrainStep, optimizer: Optimizer, scaler: GradS
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{start.setting} does not fit this configuration: {reason}; give the run's own") from error
+
+
+def _lay_out(optimizer: Optimizer) -> None:
+    """Bring averages into the memory layout of their parameters, which the fused AdamW of a CPU takes for granted.
+
+    A file may be of a version, or of weights, that had another one.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def open_checkpoints(folder: Path, keep: int, start: Start | None, step: int) -> CheckpointFolder:
