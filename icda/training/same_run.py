@@ -12,12 +12,24 @@ from icda.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# Where and how a run is made, and what else is scored at its end; its result is the same.
+# Where and how a run is made; its result is the same.
 FREE = frozenset(
     {"data_dir", "prepared_dir", "device", "memory", "compile", "workers", "worker_timeout", "resume", "keep"}
-    | {"max_skipped", "logger", "panels", "progress", "score_last"}
+    | {"max_skipped", "logger", "panels", "progress"}
     | {f"schedule.{name}_every" for name in ("val", "save", "log")}
 )
+# Settings that came later, and what runs before them were trained with.
+LATER = {
+    "loss.statistics": "all",
+    "loss.masked": 0.0,
+    "loss.coupling_trains": "dar",
+    "loss.pca_labels": "own",
+    "loss.pca_balanced": False,
+    "loss.pseudo_label_weight": "batch",
+    "loss.mix_source": "plain",
+    "model.dar.aligned": False,
+    "model.dar.position_table": False,
+}
 # A run may be made longer, moved to more or fewer processes, or to a device of another precision.
 CHANGEABLE = frozenset(
     {"schedule.max_steps", "schedule.batch_size", "schedule.accumulate", "precision", "no_grad_precision"}
@@ -44,8 +56,10 @@ def check_same_run(
         UserError: If ``strict`` and a setting differs that makes it another run.
     """
     old, new = (dict(leaves(tree)) for tree in (before, OmegaConf.to_container(cfg, resolve=False)))
+    old |= {key: value for key, value in LATER.items() if key not in old and _has_group(old, key)}
     free = FREE | {key for key in old if key.endswith(".root")}  # data may have moved
     changed = {key: (old[key], new[key]) for key in sorted(old.keys() & new.keys() - free) if old[key] != new[key]}
+    changed |= _replaced(old, new)
     other = [key for key, values in changed.items() if finished or not (key in CHANGEABLE or _moved(key, *values))]
     if strict and other:
         key, (was, now) = other[0], changed[other[0]]
@@ -58,6 +72,22 @@ def check_same_run(
     if changed:
         text = ", ".join(f"{key} {_line(was)} -> {_line(now)}" for key, (was, now) in changed.items())
         log.warning("%s goes on with changed settings: %s", setting, text)
+
+
+def _has_group(settings: Mapping[str, Any], key: str) -> bool:
+    group = key.rpartition(".")[0] + "."
+    return any(name.startswith(group) for name in settings)
+
+
+def _replaced(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Groups that one configuration spells out and the other takes from elsewhere, as an oracle its source."""
+    found = {}
+    for key in sorted(old.keys() ^ new.keys()):
+        if isinstance(new.get(key), str) and _has_group(old, f"{key}."):
+            found[key] = ("other settings", new[key])
+        elif isinstance(old.get(key), str) and _has_group(new, f"{key}."):
+            found[key] = (old[key], "other settings")
+    return found
 
 
 def _moved(key: str, was: Any, now: Any) -> bool:

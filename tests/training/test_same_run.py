@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from icda.errors import UserError
-from icda.training.same_run import CHANGEABLE, FREE, check_same_run, leaves
+from icda.training.same_run import CHANGEABLE, FREE, LATER, check_same_run, leaves
 
 
 def before(cfg):
@@ -15,7 +15,7 @@ def before(cfg):
 
 def test_every_named_setting_exists(compose_train):
     known = {key for key, _ in leaves(before(compose_train()))}
-    assert known >= FREE | CHANGEABLE
+    assert known >= FREE | CHANGEABLE | LATER.keys()
 
 
 @pytest.mark.parametrize(
@@ -98,3 +98,28 @@ def test_settings_of_other_versions_are_passed_over(compose_train, caplog):
     old["gone"] = {"away": 1}
     check_same_run(old, compose_train(), "resume=x", strict=True)
     assert not caplog.records
+
+
+def test_settings_that_came_later_had_their_defaults_before(compose_train):
+    known = dict(leaves(before(compose_train())))
+    assert {key: known[key] for key in LATER} == LATER
+    old = before(compose_train())
+    for key in LATER:
+        *groups, name = key.split(".")
+        node = old
+        for group in groups:
+            node = node[group]
+        del node[name]
+    check_same_run(old, compose_train(), "the run", strict=True, finished=True)
+    for change in ("loss.statistics=night", "model.dar.aligned=true"):
+        with pytest.raises(UserError, match=rf"was trained with {change.partition('=')[0]}=(all|False), now it is"):
+            check_same_run(old, compose_train(change), "the run", strict=True, finished=True)
+
+
+def test_a_group_that_is_taken_from_elsewhere_is_another_one(compose_train):
+    plain = before(compose_train())
+    oracle = OmegaConf.create({**plain, "dataset": {**plain["dataset"], "source": "${dataset.val}"}})
+    for one, other in ((compose_train(), oracle), (oracle, compose_train())):
+        with pytest.raises(UserError, match=r"was trained with dataset\.source="):
+            check_same_run(before(one), other, "the run", strict=True, finished=True)
+    check_same_run(before(oracle), oracle, "the run", strict=True, finished=True)
