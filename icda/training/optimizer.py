@@ -21,7 +21,7 @@ def build_optimizer(
         lr: Learning rate of the head.
         encoder_lr_factor: The encoder's learning rate as a multiple of ``lr``.
         dar_lr_factor: DAR's learning rate as a multiple of ``lr``.
-        weight_decay: Decay of tensors of two or more dimensions.
+        weight_decay: Decay of tensors of two or more dimensions; DAR's table of positions has none.
 
     Returns:
         The optimiser; every group carries ``base_lr``, its learning rate at a schedule factor of 1, and ``part``.
@@ -38,7 +38,7 @@ def build_optimizer(
         for decayed in (True, False):
             groups.append(
                 {
-                    "params": [p for p in module.parameters() if (p.ndim >= 2) == decayed],
+                    "params": [p for n, p in module.named_parameters() if _is_decayed(n, p) == decayed],
                     "weight_decay": weight_decay if decayed else 0.0,
                     "lr": lr * factor,
                     "base_lr": lr * factor,
@@ -46,6 +46,11 @@ def build_optimizer(
                 }
             )
     return AdamW(groups, betas=(0.9, 0.999), eps=1e-8, fused=True)
+
+
+def _is_decayed(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weights decay: those of two or more dimensions, but for tables of positions, as in Swin."""
+    return parameter.ndim >= 2 and not name.endswith("relative_position_bias_table")
 
 
 def lr_factor(step: int, max_steps: int, warmup_steps: int, warmup_ratio: float = 1e-6) -> float:

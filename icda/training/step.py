@@ -191,7 +191,7 @@ class TrainStep(nn.Module):
         if self.frozen is not None:
             new["feature_distance"] = self.l_fd(source_maps, batch)  # 3
         self.backward(new, terms, scale)
-        if batch.enhanced is not None:
+        if self.loss.enhanced or self.loss.needs_dar_source:
             with torch.set_grad_enabled(self.loss.enhanced > 0 or self.loss.coupling_trains_all):
                 enhanced_maps = self.student.encoder(batch.enhanced)
             new = {"enhanced": self.l_enh(enhanced_maps, batch)} if self.loss.enhanced else {}  # 4
@@ -336,8 +336,8 @@ class TrainStep(nn.Module):
     def l_mask(self, image: Tensor, pseudo: PseudoLabel, hidden: Tensor) -> Tensor:
         """L_mask: weighted cross entropy of the target image, of which the student sees a part, to pseudo labels.
 
-        From "MIC: Masked Image Consistency for Context-Enhanced Domain Adaptation",
-        https://arxiv.org/abs/2212.01322; no part of the published ICDA.
+        After "MIC: Masked Image Consistency for Context-Enhanced Domain Adaptation",
+        https://arxiv.org/abs/2212.01322, without its colour jitter and blur; no part of the published ICDA.
         """
         return self.segment(self.student.encoder(image.masked_fill(hidden, 0)), pseudo.labels, pseudo.weight)
 

@@ -41,3 +41,16 @@ def test_every_parameter_is_in_one_group_with_its_rate_and_decay():
         for p in getattr(model, part).parameters():
             assert found[p] == (lr, 0.01 if p.ndim >= 2 else 0.0)
     assert len(found) == len(list(model.parameters()))
+
+
+def test_a_table_of_positions_does_not_decay():
+    options = {"position_table": True}
+    model = build_model("mit_b0", 5, head_options={"channels": 16}, dar_options=options)
+    decay = {
+        p: group["weight_decay"]
+        for group in build_optimizer(model, 1.0, 0.1, 0.1, 0.01).param_groups
+        for p in group["params"]
+    }
+    tables = [p for n, p in model.dar.named_parameters() if "position_table" in n]
+    assert len(tables) == 2 and all(decay[p] == 0 for p in tables)
+    assert decay[model.dar.stages[0].layers[0].attention.qkv.weight] > 0

@@ -228,3 +228,13 @@ def test_what_is_pasted_comes_from_the_plain_source_or_its_twin(loss_config, mon
     expected = torch.where(pasted[:, None], source, samples.target)
     torch.testing.assert_close(image, expected)
     assert torch.equal(labels[pasted], label[pasted]) and (weight[pasted] == 1).all()
+
+
+def test_a_twin_that_is_only_pasted_is_not_encoded(loss_config, monkeypatch):
+    loss = loss_config(**{**OFF, "source": 1.0, "mix": 1.0}, mix_source="enhanced")
+    method, samples = small_step(loss), batch(loss)
+    seen = []
+    encode = method.student.encoder.forward
+    monkeypatch.setattr(method.student.encoder, "forward", lambda image: seen.append(image) or encode(image))
+    take(method, samples, 5, DRAWS)
+    assert len(seen) == 2 and seen[0] is samples.source  # and the mix
