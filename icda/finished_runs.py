@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 GROUPS = ("dataset", "model", "loss", "schedule", "cem")
 # Settings that say where and how a run was made and what else was scored at its end, and the seed, over which is
 # averaged. How often it is validated is a setting, as the best is the best of all validations.
-_NOT_A_SETTING = FREE - {"schedule.val_every"} | {"seed"}
+_NOT_A_SETTING = FREE - {"schedule.val_every"} | {"seed", "score_last"}
 # What opening and reading a run's files raises where they are missing, cut short or something else.
 _BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, OmegaConfBaseException, YAMLError)
 
@@ -232,7 +232,7 @@ def collect(folders: Sequence[Path]) -> list[FinishedRun]:
         except UserError as error:
             log.warning("left out: %s", error)
             continue
-        key = (run.setting, run.seed)
+        key = (run.experiment, run.ablation, run.setting, run.seed)
         if key in runs:
             older, run = sorted((runs[key], run), key=lambda r: r.ended)
             what = f"the same setting and seed={run.seed}"

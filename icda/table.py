@@ -82,14 +82,19 @@ def _label(run: FinishedRun, runs: Sequence[FinishedRun]) -> str | None:
 
 
 def _rows(runs: Sequence[FinishedRun]) -> list[Row]:
-    """Runs by setting: ablations by their names, then the others by rising mean; those of a setting by seed."""
+    """Runs by name and setting, those of a setting by seed: ablations by their names, then the others, those of
+    experiments by data set, by rising mean.
+    """
     rows: dict[tuple, Row] = {}
     for run in sorted(runs, key=lambda r: r.seed):
-        rows.setdefault(run.setting, []).append(run)
+        rows.setdefault((run.experiment, run.ablation, run.setting), []).append(run)
 
     def place(row: Row) -> tuple:
         first = row[0]
-        name = (first.ablation is None, *((first.experiment or "", first.ablation) if first.ablation else ("", "")))
+        if first.ablation is not None:
+            name = (0, first.experiment or "", first.ablation)
+        else:
+            name = (1, "" if first.experiment is None else first.groups.get("dataset", ""), "")
         return *name, statistics.mean(r.miou for r in row), first.setting
 
     return sorted(rows.values(), key=place)
@@ -194,7 +199,7 @@ def pairing(runs: Sequence[FinishedRun], name: str | None = None, to: str | None
 
     Args:
         runs: From ``collect``.
-        name: The set; None for the first of ``score_last`` that there is, else ``val``.
+        name: The set; None for ``val``, by which settings may be chosen.
         to: See ``Pairing``.
 
     Raises:
@@ -203,7 +208,7 @@ def pairing(runs: Sequence[FinishedRun], name: str | None = None, to: str | None
     sets = [VAL, *_held_out(runs)]
     if name is not None and name not in sets:
         raise UserError(f"no run has scores of a set {name}; choose one of {', '.join(sets)}")
-    found, rows = Pairing(name or sets[min(1, len(sets) - 1)], to), _rows(runs)
+    found, rows = Pairing(name or VAL, to), _rows(runs)
     if to is None:
         return found
     named = [row for row in rows if found.is_named(row)]

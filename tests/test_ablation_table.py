@@ -51,15 +51,15 @@ def test_an_ablation_in_the_order_of_its_names_with_what_was_held_out(tmp_path):
 
 def test_the_difference_to_the_row_above_over_the_seeds_of_both(tmp_path):
     runs = collect([ablation(tmp_path)])
-    head, _, *body = markdown(runs, paired=pairing(runs)).splitlines()[2:]
+    head, _, *body = markdown(runs, paired=pairing(runs, "report")).splitlines()[2:]
     assert head == "| ablation | n | mIoU | best | report | report less row above (n) | minutes |"
     # 23 - 20 and 29 - 24, deviations 1: sqrt(2); the third seed has no partner. Then 30 - 29, of seed 1 alone.
     assert [line.split(" | ")[-2] for line in body] == ["-", "+4.0 ± 1.4 (2)", "+1.0 (1)"]
-    _, _, *body = markdown(runs, paired=pairing(runs, "val")).splitlines()[2:]
+    _, _, *body = markdown(runs, paired=pairing(runs)).splitlines()[2:]
     assert [line.split(" | ")[-2] for line in body] == ["-", "-10.0 ± 0.0 (2)", "+19.0 (1)"]
-    _, _, *body = markdown(runs, paired=pairing(runs, to="02_cem")).splitlines()[2:]
+    _, _, *body = markdown(runs, paired=pairing(runs, "report", "02_cem")).splitlines()[2:]
     assert [line.split(" | ")[-2] for line in body] == ["-4.0 ± 1.4 (2)", "-", "+1.0 (1)"]
-    _, _, *body = markdown(runs, each=True, paired=pairing(runs)).splitlines()[2:]
+    _, _, *body = markdown(runs, each=True, paired=pairing(runs, "report")).splitlines()[2:]
     assert [line.split(" | ")[-3] for line in body] == ["-", "-", "+3.0", "+5.0", "-", "+1.0"]
 
 
@@ -67,7 +67,7 @@ def test_differences_are_of_the_same_images_alone(tmp_path):
     ablation(tmp_path)
     ablation(tmp_path, "y_ablation", val="another val", dataset_score_also={"report": {"frames": [0, 1]}})
     runs = collect([tmp_path])
-    _, _, *body = markdown(runs, paired=pairing(runs)).splitlines()[-8:]
+    _, _, *body = markdown(runs, paired=pairing(runs, "report")).splitlines()[-8:]
     assert [line.split(" | ")[0] for line in body] == [
         f"| {experiment}_ablation/{name}" for experiment in "xy" for name in RATES
     ]
@@ -82,8 +82,8 @@ def test_runs_with_and_without_names_and_held_out_sets(tmp_path):
     run(tmp_path / "old", "dacs", 0, 0.05)
     run(tmp_path / "experiment", "dacs", 0, 0.04, named={"experiment": "x_dacs", "ablation": None}, precision="bf16")
     body = rows(table([tmp_path]))
-    assert [line.split(" | ")[0] for line in body] == ["| 01_dacs", "| 02_cem", "| 10_full", "| x_dacs", "| -"]
-    assert "precision=bf16" in body[3] and "loss=dacs" in body[4]
+    assert [line.split(" | ")[0] for line in body] == ["| 01_dacs", "| 02_cem", "| 10_full", "| -", "| x_dacs"]
+    assert "precision=bf16" in body[4] and "loss=dacs" in body[3]
     assert [line.split(" | ")[-2] for line in body] == ["22.0 ± 2.8", "34.0 ± 14.2", "30.0", "-", "-"]
 
 
@@ -107,7 +107,7 @@ def test_a_setting_that_a_name_does_not_tell_is_told(tmp_path):
 def test_csv_of_an_ablation(tmp_path):
     runs = collect([ablation(tmp_path)])
     file = io.StringIO()
-    write_csv(runs, file, per_class=True, paired=pairing(runs))
+    write_csv(runs, file, per_class=True, paired=pairing(runs, "report"))
     dacs, cem, full = csv.DictReader(io.StringIO(file.getvalue()))
     assert [(r["experiment"], r["ablation"]) for r in (dacs, cem, full)] == [("x_ablation", name) for name in RATES]
     assert float(cem["miou_percent_mean.report"]) == pytest.approx(34, rel=1e-12)
@@ -117,7 +117,7 @@ def test_csv_of_an_ablation(tmp_path):
     assert [r["difference_runs"] for r in (dacs, cem, full)] == ["0", "2", "1"]
     assert dacs["difference_percent_mean"] == "" == full["difference_percent_std"]
     file = io.StringIO()
-    write_csv(runs, file, each=True, paired=pairing(runs))
+    write_csv(runs, file, each=True, paired=pairing(runs, "report"))
     each = list(csv.DictReader(io.StringIO(file.getvalue())))
     assert [round(float(r["miou_percent.report"]), 9) for r in each] == [20, 24, 23, 29, 50, 30]
     assert [r["difference_percent"] and round(float(r["difference_percent"]), 9) for r in each] == [
@@ -149,3 +149,9 @@ def test_the_script_with_differences(tmp_path):
         wrong.returncode == 1
         and wrong.stderr == "error: no run has scores of a set test; choose one of val, report\n"
     )
+
+
+def test_a_recipe_and_the_row_of_an_ablation_that_is_the_same_setting_are_two_rows(tmp_path):
+    for name in ({"experiment": "x_ablation", "ablation": "10_full"}, {"experiment": "x_icda", "ablation": None}):
+        run(tmp_path / name["experiment"], "icda", 0, 0.5, named=name)
+    assert [line.split(" | ")[0] for line in rows(table([tmp_path]))] == ["| 10_full", "| x_icda"]

@@ -86,9 +86,7 @@ class Results:
         skipped: int = 0,
         held_out: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> dict[str, Any]:
-        """Write ``summary.json``, print the table and what to type next.
-
-        The scores of held-out sets, ``miou`` and ``iou`` of each, go there and into a line of ``metrics.jsonl``.
+        """Write ``summary.json``, and held-out scores into ``metrics.jsonl``; print the table and what to type next.
 
         Args:
             cfg: The composed configuration.

@@ -141,14 +141,6 @@ def test_a_longer_run_is_scored_at_its_own_end(composed, tmp_path):
     assert [(line["step"], "score_last" in line) for line in lines(tmp_path)] == [(2, False), (3, False), (3, True)]
 
 
-def test_a_finished_run_is_scored_on_a_set_that_is_named_later(scored, composed, tmp_path, monkeypatch):
-    train(composed(), tmp_path)
-    seen = counted(monkeypatch)
-    summary = train(composed("score_last=[report]", "resume=auto"), tmp_path)
-    assert seen == ["Cityscapes val"]
-    assert summary["score_last"] == {"report": summary_of(scored)["score_last"]["report"]}
-
-
 def test_names_and_classes_are_checked_before_the_first_step(composed, compose_train, tmp_path):
     with pytest.raises(UserError, match=r"^score_last: .* of demo has no set repor; there are report, nights; give"):
         Run(composed("score_last=[report,repor]"), tmp_path)
