@@ -128,17 +128,17 @@ def test_an_ablation_runs_its_rows_in_the_order_of_their_names(jobs, name, left_
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_an_ablation_has_three_seeds_each_in_a_folder_of_its_own(jobs, name):
-    found = jobs(f"experiment={name}", "ablation=02_dacs,08_full")
+    found = jobs(f"experiment={name}", "ablation=02_dacs,09_full")
     assert [(folder, cfg.seed) for folder, cfg in found] == [
-        (f"runs/ablation/{name}/{row}/seed{seed}", seed) for seed in (0, 1, 2) for row in ("02_dacs", "08_full")
+        (f"runs/ablation/{name}/{row}/seed{seed}", seed) for seed in (0, 1, 2) for row in ("02_dacs", "09_full")
     ]
     assert all(cfg.resume == "auto" and cfg.score_last == ["report"] for _, cfg in found)
 
 
 def test_an_ablation_of_fewer_rows_and_seeds(jobs):
-    found = jobs("experiment=demo_ablation", "seed=1", "ablation=02_dacs,08_full", "schedule.max_steps=7")
+    found = jobs("experiment=demo_ablation", "seed=1", "ablation=02_dacs,09_full", "schedule.max_steps=7")
     assert [(folder, cfg.schedule.max_steps) for folder, cfg in found] == [
-        (f"runs/ablation/demo_ablation/{row}/seed1", 7) for row in ("02_dacs", "08_full")
+        (f"runs/ablation/demo_ablation/{row}/seed1", 7) for row in ("02_dacs", "09_full")
     ]
 
 
@@ -158,14 +158,14 @@ TERMS = {
     "04_cem_relight": {"source", "feature_distance", "mix", "enhanced", "relight"},
     "05_cem_style_flat": {"source", "feature_distance", "mix", "enhanced", "style", "flat"},
     "06_cem_style": {"source", "feature_distance", "mix", "enhanced", "style"},
-    "07_dar": {"source", "feature_distance", "mix", "enhanced", "style", "reference", "dar", "on reference"},
+    "07_reference_labels": {"source", "feature_distance", "mix", "enhanced", "style", "on reference"},
 }
-TERMS["08_full"] = FULL = TERMS["07_dar"] | {"pca_source", "pca_target"}
+TERMS["08_dar"] = TERMS["07_reference_labels"] | {"reference", "dar"}
+TERMS["09_full"] = FULL = TERMS["08_dar"] | {"pca_source", "pca_target"}
 TERMS |= {
-    "09_full_without_spatial": FULL | {"flat"},
-    "10_full_without_illumination": FULL - {"style"} | {"none"},
-    "11_full_without_enhanced": FULL - {"enhanced"},
-    "12_full_without_dar": FULL - {"reference", "dar", "pca_source", "pca_target"},
+    "10_full_without_spatial": FULL | {"flat"},
+    "11_full_without_illumination": FULL - {"style"} | {"none"},
+    "12_full_without_enhanced": FULL - {"enhanced"},
     "13_full_without_reference_labels": FULL - {"on reference"},
     "14_full_without_feature_distance": FULL - {"feature_distance"},
     "15_full_without_mix": {"source", "feature_distance", "enhanced", "style"},
