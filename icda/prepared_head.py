@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from icda.models import DAFormerHead
 from icda.models.daformer_head import DepthwiseSeparableConv, from_phases, to_phases, weight_of_phases
+from icda.models.linear import linear
 
 _GROUP = 2**21
 """Values of a group of channels that are filtered together: what a core's cache holds, and what the C library hands
@@ -48,12 +49,12 @@ class PreparedHead(DAFormerHead):
     def _plain(self, conv: nn.Conv2d, cells: Sequence[Tensor]) -> Tensor:
         """What a branch of dilation 1 makes of all maps (B, H_i, W_i, in_channels[i]): (B, H_0, W_0, channels)."""
         total: Tensor | None = None
-        for linear, weight, x in zip(self.embed, self._split(conv), cells, strict=True):
+        for embed, weight, x in zip(self.embed, self._split(conv), cells, strict=True):
             # The product in float32 at least, as layers sum up whose weights have fewer bits.
             wide = torch.promote_types(weight.dtype, torch.float32)
-            both = (weight.to(wide) @ linear.weight.to(wide)).to(x.dtype)
-            bias = (weight.to(wide) @ linear.bias.to(wide)).to(x.dtype)
-            part = _resized(F.linear(x, both, bias + conv.bias if total is None else bias), cells[0])
+            both = (weight.to(wide) @ embed.weight.to(wide)).to(x.dtype)
+            bias = (weight.to(wide) @ embed.bias.to(wide)).to(x.dtype)
+            part = _resized(linear(x, both, bias + conv.bias if total is None else bias), cells[0])
             total = part if total is None else total.add_(part)
         assert total is not None, len(cells)
         return total
@@ -67,10 +68,10 @@ class PreparedHead(DAFormerHead):
         flat = total.view(-1, channels)
         group = max(1, min(channels, _GROUP // (batch * height * width)))
         places = depthwise.weight.split(channels), depthwise.bias.split(channels), self._split(pointwise)
-        for linear, x, kernel, bias, weight in zip(self.embed, cells, *places, strict=True):
+        for embed, x, kernel, bias, weight in zip(self.embed, cells, *places, strict=True):
             for start in range(0, channels, group):
                 some = slice(start, start + group)
-                embedded = _resized(F.linear(x, linear.weight[some], linear.bias[some]), cells[0])
+                embedded = _resized(linear(x, embed.weight[some], embed.bias[some]), cells[0])
                 filtered = _filtered(embedded, kernel[some], bias[some], depthwise.dilation[0])
                 flat.addmm_(filtered.view(-1, filtered.shape[3]), weight[:, some].t())
         return total

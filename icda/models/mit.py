@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from icda.errors import UserError
+from icda.models.linear import Linear, linear, linear_backward
 from icda.weights.fill import misfits
 from icda.weights.layouts import DEPTHS, belongs, examples, layout_of, shapes_in, to_timm, width_of
 
@@ -29,7 +30,7 @@ __all__ = ["MixTransformer"]
 _FIRST = "patch_embed.proj.weight"
 
 
-class GELULinear(nn.Linear):
+class GELULinear(Linear):
     """GELU and a linear layer, keeping for the backward pass what enters GELU alone, and not what leaves it.
 
     In an MLP that is as wide as four maps: a fifth of all that an encoder keeps. Computing it again takes less than a
@@ -51,19 +52,14 @@ class _GELULinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return F.linear(F.gelu(x), weight, bias)
+        return linear(F.gelu(x), weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.needs_input_grad
-        rows = gradient.flatten(0, -2)
-        return (
-            torch.ops.aten.gelu_backward(gradient @ weight, x) if of_x else None,
-            rows.t() @ F.gelu(x).flatten(0, -2) if of_weight else None,
-            rows.sum(0) if of_bias else None,
-        )
+        of_gelu, *others = linear_backward(gradient, F.gelu(x), weight, ctx.needs_input_grad)
+        return None if of_gelu is None else torch.ops.aten.gelu_backward(of_gelu, x), *others
 
 
 class MixTransformer(PyramidVisionTransformerV2):

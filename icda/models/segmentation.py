@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from icda.errors import UserError
 from icda.models.daformer_head import DAFormerHead
 from icda.models.dar import DAR
+from icda.models.linear import through_onednn
 from icda.weights.encoder import fill_encoder
 from icda.weights.foreign import plain
 from icda.weights.packages import fill_from_package
@@ -139,6 +140,7 @@ class SegmentationModel(nn.Module):
         self.dar = dar
         self.register_buffer("mean", torch.tensor(encoder.pretrained_cfg["mean"]))
         self.register_buffer("std", torch.tensor(encoder.pretrained_cfg["std"]))
+        through_onednn(self)
 
     @property
     def num_classes(self) -> int:
