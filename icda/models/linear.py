@@ -80,6 +80,8 @@ def _by_onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether a product is oneDNN's; not in a graph that is traced to be compiled or run elsewhere."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
         return False
+    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):  # x86 alone has MKL
+        return False
     if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     rows = x.numel() // max(x.shape[-1], 1)

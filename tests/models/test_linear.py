@@ -75,7 +75,7 @@ def test_gradients_that_are_not_wanted_are_not_there(wanted, dtype, threads):
     agree([g for g in found if g is not None], [g for g, w in zip(expected, wanted, strict=True) if w])
 
 
-def test_where_onednn_is_asked(convolutions, threads):
+def test_where_onednn_is_asked(convolutions, threads, monkeypatch):
     x, weight, bias = (t.detach() for t in leaves())
     linear(x, weight, bias)
     assert len(convolutions) == 1
@@ -86,6 +86,9 @@ def test_where_onednn_is_asked(convolutions, threads):
     linear(x.bfloat16(), weight.bfloat16(), bias.bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(x, weight, bias).dtype == torch.bfloat16
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(torch.backends.mkl, "is_available", lambda: False)
+        linear(x, weight, bias)
     assert not convolutions
 
 
