@@ -1,17 +1,24 @@
 """Linear layers whose float32 products on a CPU are oneDNN's 1 x 1 convolutions.
 
-PyTorch hands float32 matrix products to MKL, which computes with half the width that AMD's newer processors have, and
-convolutions to oneDNN, which uses it all: a layer takes half the time. The sums are the same but for their order.
+PyTorch hands float32 matrix products to MKL, which on AMD's processors uses half of what AVX-512 offers, and
+convolutions to oneDNN, which uses it all where the processor has it: a layer takes half the time there, and about the
+same elsewhere. The sums are the same but for their order.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_IMAGES = 16
-"""Images that rows are taken for: from so many on, PyTorch gives oneDNN 1 x 1 convolutions even on one thread."""
+_ROWS = 128
+"""Rows from which a convolution is not slower than the product: what it costs to begin with is more."""
+_IMAGES = range(16, 65)
+"""Images that rows are taken for: from 16 on, PyTorch gives oneDNN 1 x 1 convolutions even on one thread."""
+_VALUES = 20480
+"""Values of a single image above which PyTorch gives it to oneDNN, on several threads."""
 
 
 class Linear(nn.Linear):
@@ -35,8 +42,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if not _by_onednn(x, weight):
         return F.linear(x, weight, bias)
-    y = F.conv2d(_image(x), weight[:, :, None, None], bias)
-    return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
+    y = F.conv2d(_image(x), weight[:, :, None, None], bias).permute(0, 2, 3, 1).contiguous()
+    # Not a view, which could not be changed in place where it comes from a function of one's own.
+    return torch.ops.aten._unsafe_view(y, [*x.shape[:-1], len(weight)])
 
 
 def linear_backward(
@@ -78,18 +86,27 @@ def through_onednn(model: nn.Module) -> None:
 
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether a product is oneDNN's; not in a graph that is traced to be compiled or run elsewhere."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
+    # What the compiler cannot follow comes after this line.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):
         return False
-    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):  # x86 alone has MKL
-        return False
-    if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32 or not len(weight):
         return False
     rows = x.numel() // max(x.shape[-1], 1)
-    return rows > 0 and (rows % _IMAGES == 0 or torch.get_num_threads() > 1)
+    if rows < _ROWS or (_images(rows) == 1 and (torch.get_num_threads() == 1 or x.numel() <= _VALUES)):
+        return False
+    # x86 alone has MKL.
+    return (
+        torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    )
+
+
+@lru_cache(maxsize=1024)
+def _images(rows: int) -> int:
+    """Images of equal size that rows are taken for."""
+    return next((n for n in _IMAGES if rows % n == 0), 1)
 
 
 def _image(x: Tensor) -> Tensor:
     """Rows (..., K) as cells of channels-last images (B, K, 1, n); they share memory if the rows lie in turn."""
     x = x.reshape(-1, x.shape[-1])
-    images = _IMAGES if len(x) % _IMAGES == 0 else 1
-    return x.view(images, 1, -1, x.shape[1]).permute(0, 3, 1, 2)
+    return x.view(_images(len(x)), 1, -1, x.shape[1]).permute(0, 3, 1, 2)

@@ -93,7 +93,8 @@ class TrainStep(nn.Module):
         no_grad_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if any(isinstance(module, _BatchNorm) for module in student.encoder.modules()):
+        on_cpu = student.mean.device.type == "cpu"
+        if on_cpu and any(isinstance(module, _BatchNorm) for module in student.encoder.modules()):
             # Convolutional encoders, whose convolutions and norms are faster with a pixel's channels side by side.
             student.encoder.to(memory_format=torch.channels_last)
         self.student = student

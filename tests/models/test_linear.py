@@ -29,9 +29,10 @@ def convolutions(monkeypatch):
     return calls
 
 
-def leaves(shape=(2, 8, 3, 6), out=4):
+def leaves(shape=(2, 32, 3, 6), out=4):
     torch.manual_seed(0)
-    return [torch.randn(*s, requires_grad=True) for s in (shape, (out, shape[-1]), (out,))]
+    x, weight, bias = torch.randn(shape), torch.randn(out, shape[-1]) / shape[-1] ** 0.5, torch.randn(out)
+    return [t.requires_grad_() for t in (x, weight, bias)]
 
 
 def agree(found, expected):
@@ -40,8 +41,10 @@ def agree(found, expected):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-# Rows: 48, which 16 divides; 30; a vector; tokens that are a channels-last map's, which lie in turn, and another's.
-@pytest.mark.parametrize("shape", [(2, 8, 3, 6), (2, 5, 3, 6), (6,), (1, 6), (0, 6), (1, 16, 1)])
+# Rows: 192, which 16 divides; 510, which 17 does; 262, a prime number's double, with many values and few; few rows.
+@pytest.mark.parametrize(
+    "shape", [(2, 32, 3, 6), (2, 255, 6), (2, 131, 96), (2, 131, 6), (6,), (1, 6), (0, 6), (1, 160, 1)]
+)
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_a_layer_and_its_gradients_are_pytorchs(shape, with_bias, threads):
     inputs = leaves(shape)[: 3 if with_bias else 2]
@@ -49,14 +52,15 @@ def test_a_layer_and_its_gradients_are_pytorchs(shape, with_bias, threads):
     for layer in (linear, F.linear):
         y = layer(*inputs)
         results.append([y, *torch.autograd.grad(y.sin().sum(), inputs)])
+        layer(*(t.detach() for t in inputs)).add_(y)  # no view
     agree(*results)
 
 
 @pytest.mark.parametrize(
-    "strided", [lambda x: x.transpose(1, 3), lambda x: x[:, ::2], lambda x: x[:1].expand(4, -1, -1, -1)]
+    "strided", [lambda x: x.transpose(1, 3), lambda x: x[:, ::2], lambda x: x[:1].expand(8, -1, -1, -1)]
 )
 def test_rows_that_do_not_lie_in_turn(strided, threads):
-    x = strided(torch.randn(2, 6, 8, 6))
+    x = strided(torch.randn(20, 6, 8, 6))
     weight, bias = torch.randn(5, 6), torch.randn(5)
     agree([linear(x, weight, bias)], [F.linear(x, weight, bias)])
 
@@ -75,30 +79,44 @@ def test_gradients_that_are_not_wanted_are_not_there(wanted, dtype, threads):
     agree([g for g in found if g is not None], [g for g, w in zip(expected, wanted, strict=True) if w])
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration:UserWarning")  # of a switch's setter
 def test_where_onednn_is_asked(convolutions, threads, monkeypatch):
-    x, weight, bias = (t.detach() for t in leaves())
-    linear(x, weight, bias)
-    assert len(convolutions) == 1
-    linear(x[:, :5], weight, bias)  # 30 rows: PyTorch would have MKL convolve them on one thread
-    assert len(convolutions) == threads
+    x, weight, bias = torch.randn(4, 128, 64), torch.randn(32, 64), torch.randn(32)
+    for rows in (512, 510, 128):
+        linear(x.flatten(0, 1)[:rows], weight, bias)
+    assert len(convolutions) == 3
+    linear(x.flatten(0, 1)[:509], weight, bias)  # a prime number: one image, which on one thread is MKL's
+    assert len(convolutions) == 2 + threads
     convolutions.clear()
+    linear(x[0, :112], weight, bias)
+    linear(x.flatten(0, 1)[:262], weight, bias)  # one image, of too few values
     linear(x.double(), weight.double(), bias.double())
     linear(x.bfloat16(), weight.bfloat16(), bias.bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(x, weight, bias).dtype == torch.bfloat16
+    with torch.backends.mkldnn.flags(enabled=False):
+        linear(x, weight, bias)
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(torch.backends.mkl, "is_available", lambda: False)
         linear(x, weight, bias)
     assert not convolutions
 
 
+def test_a_compiled_layer_is_one_graph():
+    torch.compiler.reset()
+    layer, x = Linear(6, 4), torch.randn(2, 128, 6)
+    found = torch.compile(layer, fullgraph=True, backend="eager")(x)
+    assert torch.equal(found, F.linear(x, layer.weight, layer.bias))
+    torch.compiler.reset()
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace.* is deprecated:FutureWarning")
 def test_a_traced_layer_is_pytorchs():
     layer = Linear(6, 4)
-    exported = torch.export.export(layer, (torch.randn(2, 16, 6),))
+    exported = torch.export.export(layer, (torch.randn(2, 128, 6),))
     targets = {node.target for node in exported.graph.nodes if node.op == "call_function"}
     assert targets == {torch.ops.aten.linear.default}
-    assert "conv" not in str(torch.jit.trace(layer, torch.randn(2, 16, 6)).inlined_graph)
+    assert "conv" not in str(torch.jit.trace(layer, torch.randn(2, 128, 6)).inlined_graph)
 
 
 def test_every_plain_layer_becomes_one():
