@@ -69,11 +69,14 @@ class LossConfig:
     pca_target: float
     mix: float
     masked: float
+    mix_reverse: float
     statistics: str
+    teacher_statistics: str
     feature_distance_min_share: float
     coupling_trains: str
     pca_momentum: float
     pca_tau: float
+    pca_space: str
     pca_labels: str
     pca_balanced: bool
     pseudo_label_threshold: float
@@ -81,6 +84,7 @@ class LossConfig:
     pseudo_label_with_dar: bool
     reference_probability: float
     mix_source: str
+    mix_classes: str
     mix_jitter_probability: float
     mix_jitter_strength: float
     mix_blur_probability: float
@@ -110,7 +114,7 @@ class LossConfig:
     @property
     def needs_teacher(self) -> bool:
         """Whether there are pseudo labels."""
-        return bool(self.mix or self.masked)
+        return bool(self.mix or self.masked or self.mix_reverse)
 
     @property
     def needs_dar(self) -> bool:
@@ -292,10 +296,14 @@ _TRAIN_CHECKS: tuple[Check, ...] = (
             f"loss.{t}"
             for t in ("feature_distance", "enhanced", "reference", "pca_source", "pca_target", "mix", "masked")
         ),
+        "loss.mix_reverse",
     ),
     *least(1, "loss.mask_block"),
     _one_of("loss.mix_source", "plain", "enhanced"),
+    _one_of("loss.mix_classes", "uniform", "rare"),
     _one_of("loss.statistics", "all", "night"),
+    _one_of("loss.teacher_statistics", "batch", "student"),
+    _one_of("loss.pca_space", "logits", "features"),
     _one_of("loss.coupling_trains", "dar", "all"),
     _one_of("loss.pca_labels", "own", "given"),
     _one_of("loss.pseudo_label_weight", "batch", "image", "pixel", "probability"),

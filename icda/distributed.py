@@ -69,6 +69,18 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return _Sum.apply(tensor) if world_size() > 1 else tensor
 
 
+def mean_over_ranks(scalars: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Scalars as their means over all processes, in one collective; all must call it.
+
+    Args:
+        scalars: Of the same names and dtype on every process, without a graph.
+    """
+    if world_size() == 1:
+        return scalars
+    means = sum_over_ranks(torch.stack(list(scalars.values()))) / world_size()
+    return dict(zip(scalars, means.unbind(), strict=True))
+
+
 def any_over_ranks(flags: Sequence[bool], device: torch.device) -> list[bool]:
     """Per flag whether it is set on any process; all must call it.
 

@@ -72,6 +72,7 @@ def joined() -> dict[str, object]:
         "gradient": mine.grad,
         "count": distributed.sum_over_ranks(torch.tensor(distributed.rank() + 1)),
         "any": distributed.any_over_ranks([False, distributed.rank() == 1, True], CPU),
+        "means": distributed.mean_over_ranks({"a": torch.tensor(distributed.rank() + 1.0), "b": torch.tensor(4.0)}),
         "main": distributed.from_main({"rank": distributed.rank()}),
     }
 
@@ -86,6 +87,7 @@ def test_sums_flags_and_objects_of_three_processes(tmp_path):
         assert result["gradient"].tolist() == [18, 30]
         assert result["count"] == 6
         assert result["any"] == [False, True, True]
+        assert result["means"] == {"a": 2, "b": 4}
         assert result["main"] == {"rank": 0}
 
 

@@ -286,14 +286,15 @@ class DAFormerHead(nn.Module):
         nn.init.zeros_(self.classifier.bias)
         self.recompute: str | None = None
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+    def forward(self, maps: Sequence[Tensor], with_features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Logits at the first map's size.
 
         Args:
             maps: Float maps (B, in_channels[i], H_i, W_i).
+            with_features: Whether the map that the logits are made of is wanted as well.
 
         Returns:
-            Logits (B, C, H_0, W_0) float.
+            Logits (B, C, H_0, W_0) float; if ``with_features``, with the map (B, channels, H_0, W_0) before dropout.
 
         Raises:
             ValueError: If the number of maps is not that of ``in_channels``.
@@ -304,7 +305,8 @@ class DAFormerHead(nn.Module):
         in_parts = torch.is_grad_enabled() and self.recompute in ("everywhere", embedded[0].device.type)
         x = embedded if in_parts else torch.cat(embedded, 1)
         x = self.bottleneck(branch(x) for branch in self.branches)
-        return self.classifier(self.dropout(x))
+        logits = self.classifier(self.dropout(x))
+        return (logits, x) if with_features else logits
 
     def _embedded(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """The maps, embedded and brought to the first one's size."""

@@ -44,8 +44,10 @@ class Draws:
         target_is_reference: Whether the pseudo labels and the mix are made on R instead of T.
         dacs: The mix.
         hidden: (B, 1, H, W) bool, what the student does not see of the masked image; None without its loss.
+        reverse: The mix the other way round; None without its loss.
     """
 
     target_is_reference: bool
     dacs: DacsDraws
     hidden: Tensor | None = None
+    reverse: DacsDraws | None = None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from icda.distributed import any_over_ranks, rank, sum_over_ranks, world_size
+from icda.distributed import rank, sum_over_ranks, world_size
 from icda.training.precision import at_least_float32
 
 WEIGHTS = ("batch", "image", "pixel", "probability")
@@ -71,6 +71,21 @@ def pseudo_label(logits: Tensor, threshold: float, border: tuple[int, int], weig
 
 
 @dataclass(frozen=True)
+class Layer:
+    """A batch of labelled images, one of the two that a mix is made of.
+
+    Attributes:
+        image: (B, 3, H, W) float, normalised.
+        labels: (B, H, W) int64 class ids or the ignored one.
+        weight: How much a pixel counts, 0..1: (B, H, W) float, or one number for all.
+    """
+
+    image: Tensor
+    labels: Tensor
+    weight: Tensor | float = 1.0
+
+
+@dataclass(frozen=True)
 class DacsDraws:
     """Everything random in one mix.
 
@@ -93,6 +108,7 @@ def draw_dacs(
     jitter_strength: float = 0.2,
     blur_probability: float = 0.5,
     blur_sigma: tuple[float, float] = (0.15, 1.15),
+    rare: bool = False,
 ) -> DacsDraws:
     """Draw one mix: classes once for the batch, strengths for each image.
 
@@ -108,13 +124,16 @@ def draw_dacs(
         jitter_strength: Range of the factors: 1 - s .. 1 + s, and -s .. s for the hue (in turns).
         blur_probability: Probability that the batch is blurred.
         blur_sigma: Range of the standard deviation in pixels.
+        rare: Whether ids that cover little are drawn more often than others: each with a probability in proportion
+            to one over the root of its pixels. Published: all alike.
     """
-    here, ids = set(labels.unique().tolist()), sorted(ids)
-    found = any_over_ranks([i in here for i in ids], labels.device)
-    present = [i for i, is_there in zip(ids, found, strict=True) if is_there]
+    ids = sorted(ids)
+    pixels = sum_over_ranks(torch.bincount(labels.flatten(), minlength=ids[-1] + 1)).cpu().numpy()[ids]
+    present, pixels = np.array(ids)[pixels > 0], pixels[pixels > 0]
+    chance = pixels**-0.5 / (pixels**-0.5).sum() if rare else None  # None: equal ones are drawn by another algorithm
+    classes = generator.choice(present, math.ceil(len(present) / 2), replace=False, p=chance)
     images = len(labels) * world_size()
     own = slice(rank() * len(labels), (rank() + 1) * len(labels))
-    classes = generator.choice(present, math.ceil(len(present) / 2), replace=False)
     jitter = blur = None
     if generator.random() < jitter_probability:
         low = np.array([1 - jitter_strength] * 3 + [-jitter_strength])
@@ -163,22 +182,12 @@ def augment(image: Tensor, mean: Tensor, std: Tensor, draws: DacsDraws) -> Tenso
     return torch.stack(out)
 
 
-def mix(
-    source: Tensor,
-    source_labels: Tensor,
-    target: Tensor,
-    pseudo: PseudoLabel,
-    draws: DacsDraws,
-    mean: Tensor,
-    std: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Paste the drawn classes of the source over the target image, its labels and its weights, then augment.
+def mix(over: Layer, under: Layer, draws: DacsDraws, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Paste the drawn classes of one batch over another's images, labels and weights, then augment.
 
     Args:
-        source: Plain source images (B, 3, H, W) float, normalised.
-        source_labels: (B, H, W) int64.
-        target: Target images (B, 3, H, W) float, normalised.
-        pseudo: The teacher's labels and weights.
+        over: Whose drawn classes are pasted; published: plain source images.
+        under: What is seen elsewhere; published: target images, with pseudo labels and their weights.
         draws: Classes and strengths.
         mean: (3,) of the normalisation.
         std: (3,) of the normalisation.
@@ -186,10 +195,10 @@ def mix(
     Returns:
         Mixed images (B, 3, H, W) float, labels (B, H, W) int64, weights (B, H, W) float.
     """
-    pasted = torch.isin(source_labels, torch.as_tensor(draws.classes, device=source_labels.device))
-    image = torch.where(pasted[:, None], source, target)
-    labels = torch.where(pasted, source_labels, pseudo.labels)
-    weight = torch.where(pasted, 1.0, pseudo.weight)
+    pasted = torch.isin(over.labels, torch.as_tensor(draws.classes, device=over.labels.device))
+    image = torch.where(pasted[:, None], over.image, under.image)
+    labels = torch.where(pasted, over.labels, under.labels)
+    weight = torch.where(pasted, over.weight, under.weight)
     if draws.jitter is not None or draws.blur is not None:
         with torch.autocast(image.device.type, enabled=False):  # it would blur in half precision
             image = augment(image, mean, std, draws)

@@ -27,6 +27,10 @@ LATER = {
     "loss.pca_balanced": False,
     "loss.pseudo_label_weight": "batch",
     "loss.mix_source": "plain",
+    "loss.mix_classes": "uniform",
+    "loss.mix_reverse": 0.0,
+    "loss.teacher_statistics": "batch",
+    "loss.pca_space": "logits",
     "model.dar.aligned": False,
     "model.dar.position_table": False,
 }

@@ -12,7 +12,6 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,31 +23,19 @@ from torch.utils.checkpoint import checkpoint
 from icda.allocator import return_freed_memory
 from icda.config import LossConfig
 from icda.data.classes import ClassSet
-from icda.distributed import sum_over_ranks, world_size
+from icda.distributed import mean_over_ranks
 from icda.models import PCA, SegmentationModel
 from icda.training.batch import Batch, Draws
-from icda.training.dacs import PseudoLabel, draw_dacs, mix, pseudo_label
+from icda.training.dacs import DacsDraws, Layer, PseudoLabel, draw_dacs, mix, pseudo_label
 from icda.training.losses import cross_entropy, feature_distance, thing_cells
 from icda.training.masking import draw_hidden
 from icda.training.mean_teacher import MeanTeacher, use_batch_statistics
 from icda.training.precision import at_least_float32
+from icda.training.reaching import Reaching
 from icda.training.recompute import recompute_blocks, recompute_branches, statistics_kept
 
 _MAY_STAY_FREE = 2**30
 """Bytes; steps that leave less of them free are small, and new pages would cost them a thirtieth of their time."""
-
-
-class _Reaching(torch.autograd.Function):
-    """A loss whose backward pass also visits parameters that it does not depend on, and leaves them as they are."""
-
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.count = len(parameters)
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return gradient, *[None] * ctx.count
 
 
 class TrainStep(nn.Module):
@@ -98,16 +85,18 @@ class TrainStep(nn.Module):
             # Convolutional encoders, whose convolutions and norms are faster with a pixel's channels side by side.
             student.encoder.to(memory_format=torch.channels_last)
         self.student = student
-        self.teacher = MeanTeacher(student, teacher_momentum) if loss.needs_teacher else None
+        self.teacher = None
+        if loss.needs_teacher:
+            self.teacher = MeanTeacher(student, teacher_momentum, loss.teacher_statistics)
         self.frozen = None
         if loss.feature_distance and pretrained:
             self.frozen = copy.deepcopy(student.encoder).requires_grad_(False)
             use_batch_statistics(self.frozen)
-        self.pca = (
-            PCA(len(classes), loss.pca_momentum, loss.pca_tau, classes.ignore_index, loss.pca_balanced)
-            if loss.needs_pca
-            else None
-        )
+        self.pca = None
+        if loss.needs_pca:
+            channels = student.head.classifier.in_channels if loss.pca_space == "features" else None
+            options = loss.pca_momentum, loss.pca_tau, classes.ignore_index, loss.pca_balanced, channels
+            self.pca = PCA(len(classes), *options)
         self.classes = classes
         self.loss = loss
         self.border = border
@@ -139,19 +128,18 @@ class TrainStep(nn.Module):
         Returns:
             What concerns this process's batch.
         """
-        target_is_reference = bool(generator.random() < self.loss.reference_probability)
-        dacs = draw_dacs(
-            generator,
-            batch.source_label,
-            (*range(len(self.classes)), self.classes.ignore_index),
-            self.loss.mix_jitter_probability,
-            self.loss.mix_jitter_strength,
-            self.loss.mix_blur_probability,
-        )
-        hidden = None
-        if self.loss.masked:
-            hidden = draw_hidden(generator, batch.source_label, self.loss.mask_block, self.loss.mask_share)
-        return Draws(target_is_reference, dacs, hidden)
+        loss, labels, ids = self.loss, batch.source_label, range(len(self.classes))
+        target_is_reference = bool(generator.random() < loss.reference_probability)
+        probabilities = loss.mix_jitter_probability, loss.mix_jitter_strength, loss.mix_blur_probability
+        known = (*ids, self.classes.ignore_index)
+        dacs = draw_dacs(generator, labels, known, *probabilities, rare=loss.mix_classes == "rare")
+        hidden = reverse = None
+        if loss.masked:
+            hidden = draw_hidden(generator, labels, loss.mask_block, loss.mask_share)
+        if loss.mix_reverse:  # what the teacher will say is not known yet: half of all classes
+            every = torch.tensor(ids, device=labels.device).expand(len(labels), 1, -1)
+            reverse = draw_dacs(generator, every, ids, *probabilities)
+        return Draws(target_is_reference, dacs, hidden, reverse)
 
     def forward(
         self, batch: Batch, step: int, draws: Draws, scale: float | Tensor = 1.0, first: bool = True
@@ -207,17 +195,16 @@ class TrainStep(nn.Module):
         rest = batch.source.new_zeros(())
         if self.teacher is not None:
             pseudo, target = self.pseudo_labels(batch, draws)  # 7
+            night = Layer(target, pseudo.labels, pseudo.weight)
             if self.loss.masked:
-                self.backward({"masked": self.l_mask(target, pseudo, draws.hidden)}, terms, scale)
+                self.backward({"masked": self.l_mask(night, draws.hidden)}, terms, scale)
+            if self.loss.mix_reverse:
+                day = Layer(batch.source, batch.source_label)
+                self.backward({"mix_reverse": self.l_mix(night, day, draws.reverse)}, terms, scale)
             if self.loss.mix:
-                mean, std = self.student.mean, self.student.std
-                pasted = batch.source, batch.source_label
-                if self.loss.mix_source == "enhanced":
-                    pasted = batch.enhanced, batch.enhanced_label
-                mixed = mix(*pasted, target, pseudo, draws.dacs, mean, std)
-                rest = self.weighted({"mix": self.l_mix(*mixed)}, terms, scale)  # 8
+                rest = self.weighted({"mix": self.l_mix(self.pasted(batch), night, draws.dacs)}, terms, scale)  # 8
             terms |= {"pseudo_label_share": pseudo.share, "pseudo_label_confidence": pseudo.confidence}
-        return _Reaching.apply(rest, *self.trained), over_ranks(terms)
+        return Reaching.apply(rest, *self.trained), mean_over_ranks(terms)
 
     @torch.no_grad()
     def see_night(self, image: Tensor) -> None:
@@ -311,13 +298,12 @@ class TrainStep(nn.Module):
         self, enhanced_maps: list[Tensor], source_maps: list[Tensor], batch: Batch
     ) -> dict[str, Tensor]:
         """L_ref, cross entropy of logits of F~_E, the twin coupled to S by DAR, and L_pca_src (section 7.5)."""
-        size = batch.enhanced.shape[2:]
-        logits = self.coupled_logits(enhanced_maps, source_maps, size)
-        ignore_index = self.classes.ignore_index
-        new = {"reference": cross_entropy(logits, batch.enhanced_label, ignore_index)}
+        labels = batch.enhanced_label
+        logits, aligned = self.coupled(enhanced_maps, source_maps, batch.enhanced.shape[2:])
+        new = {"reference": cross_entropy(logits, labels, self.classes.ignore_index)}
         if self.pca is not None:
-            self.pca.update(logits, batch.enhanced_label)
-            new["pca_source"] = self.pca(logits, batch.enhanced_label if self.loss.pca_labels == "given" else None)
+            self.pca.update(aligned, labels)
+            new["pca_source"] = self.pca(aligned, labels if self.loss.pca_labels == "given" else logits.argmax(1))
         return new
 
     def l_pca_trg(self, batch: Batch) -> Tensor:
@@ -328,37 +314,49 @@ class TrainStep(nn.Module):
             maps = [self.student.encoder(image) for image in images]
         *rest, reference_maps = ([self.readable(m) for m in found] for found in maps)
         target_maps = rest[0] if target_maps is None else target_maps
-        return self.pca(self.coupled_logits(target_maps, reference_maps, batch.target.shape[2:]))
+        logits, aligned = self.coupled(target_maps, reference_maps, batch.target.shape[2:])
+        return self.pca(aligned, logits.argmax(1))
 
-    def l_mix(self, image: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
-        """L_mix: weighted cross entropy of the DACS mix (method section 7.8)."""
+    def pasted(self, batch: Batch) -> Layer:
+        """Whose classes are pasted: the plain source image's, or its twin's."""
+        if self.loss.mix_source == "enhanced":
+            return Layer(batch.enhanced, batch.enhanced_label)
+        return Layer(batch.source, batch.source_label)
+
+    def l_mix(self, over: Layer, under: Layer, draws: DacsDraws) -> Tensor:
+        """L_mix: weighted cross entropy of the DACS mix (method section 7.8), or of one the other way round."""
+        image, labels, weight = mix(over, under, draws, self.student.mean, self.student.std)
         return self.segment(self.student.encoder(image), labels, weight)
 
-    def l_mask(self, image: Tensor, pseudo: PseudoLabel, hidden: Tensor) -> Tensor:
+    def l_mask(self, target: Layer, hidden: Tensor) -> Tensor:
         """L_mask: weighted cross entropy of the target image, of which the student sees a part, to pseudo labels.
 
         After "MIC: Masked Image Consistency for Context-Enhanced Domain Adaptation",
         https://arxiv.org/abs/2212.01322, without its colour jitter and blur; no part of the published ICDA.
         """
-        return self.segment(self.student.encoder(image.masked_fill(hidden, 0)), pseudo.labels, pseudo.weight)
+        maps = self.student.encoder(target.image.masked_fill(hidden, 0))
+        return self.segment(maps, target.labels, target.weight)
 
     def segment(self, maps: list[Tensor], labels: Tensor, weight: Tensor | None = None) -> Tensor:
         """Cross entropy of the student's logits from its maps, at the labels' size."""
         logits = upsampled(self.student, self.student.head(maps), labels.shape[1:])
         return cross_entropy(logits, labels, self.classes.ignore_index, weight)
 
-    def coupled_logits(self, night: list[Tensor], day: list[Tensor], size: Sequence[int]) -> Tensor:
-        """Logits of DAR's maps, through which DAR alone is trained: encoder maps and head weights are constants.
+    def coupled(self, night: list[Tensor], day: list[Tensor], size: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Logits of DAR's maps at ``size``, and what is aligned: the logits, or the map that they are made of.
 
-        Unless the loss says that they train all: then the day maps alone are constants.
+        DAR alone is trained through them: encoder maps and head weights are constants. Unless the loss says that they
+        train all: then the day maps alone are constants.
         """
         dar = partial(checkpoint, self.student.dar, use_reentrant=False) if self.low_memory else self.student.dar
-        day = [m.detach() for m in day]
-        if self.loss.coupling_trains_all:
-            return upsampled(self.student, self.student.head(dar(night, day)), size)
-        constants = {name: p.detach() for name, p in self.student.head.named_parameters()}
-        fused = dar([m.detach() for m in night], day)
-        return upsampled(self.student, functional_call(self.student.head, constants, (fused,)), size)
+        day, head = [m.detach() for m in day], self.student.head
+        constants = {}
+        if not self.loss.coupling_trains_all:
+            night = [m.detach() for m in night]
+            constants = {name: p.detach() for name, p in head.named_parameters()}
+        coarse, features = functional_call(head, constants, (dar(night, day),), {"with_features": True})
+        logits = upsampled(self.student, coarse, size)
+        return logits, features if self.loss.pca_space == "features" else logits
 
     @torch.no_grad()
     def pseudo_labels(self, batch: Batch, draws: Draws) -> tuple[PseudoLabel, Tensor]:
@@ -388,11 +386,3 @@ class TrainStep(nn.Module):
 def upsampled(model: SegmentationModel, logits: Tensor, size: Sequence[int]) -> Tensor:
     """Logits at ``size`` (H, W), of at least float32 before they are interpolated."""
     return model.upsample(at_least_float32(logits), size)
-
-
-def over_ranks(terms: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Scalars as their means over all processes, in one collective; with one process as they are."""
-    if world_size() == 1:
-        return terms
-    means = sum_over_ranks(torch.stack(list(terms.values()))) / world_size()
-    return dict(zip(terms, means.unbind(), strict=True))

@@ -12,7 +12,7 @@ from ranks import on_ranks
 from torchvision.transforms.v2 import functional as TF
 
 from icda.distributed import rank, world_size
-from icda.training.dacs import WEIGHTS, DacsDraws, augment, blur_kernel, draw_dacs, mix, pseudo_label
+from icda.training.dacs import WEIGHTS, DacsDraws, Layer, augment, blur_kernel, draw_dacs, mix, pseudo_label
 
 IDS = (*range(19), 255)
 MEAN, STD = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3])
@@ -68,6 +68,32 @@ def test_half_of_the_ids_rounded_up_the_ignored_one_among_them():
     assert all(abs(n / 300 - 3 / 5) < 0.12 for n in seen.values())
 
 
+def test_rare_classes_are_drawn_in_proportion_to_one_over_the_root_of_their_pixels():
+    labels = torch.tensor([0] * 90 + [5] * 10 + [255] * 40).reshape(1, 10, 14)
+    # Of three ids two are drawn, one after the other, without replacement.
+    chance = {i: n**-0.5 for i, n in ((0, 90), (5, 10), (255, 40))}
+    total = sum(chance.values())
+    chance = {i: c / total for i, c in chance.items()}
+    expected = {
+        i: sum(chance[a] * chance[b] / (1 - chance[a]) for a in chance for b in chance if a != b and i in (a, b))
+        for i in chance
+    }
+    seen = Counter()
+    for seed in range(2000):
+        seen.update(draw_dacs(np.random.default_rng(seed), labels, IDS, rare=True).classes)
+    assert sum(expected.values()) == pytest.approx(2)
+    assert {i: n / 2000 for i, n in seen.items()} == pytest.approx(expected, abs=0.04)
+
+
+def test_what_is_pasted_keeps_its_own_weight():
+    labels = torch.tensor([[[0, 1], [1, 0]]])
+    weight = torch.tensor([[[0.1, 0.2], [0.3, 0.4]]])
+    night, day = Layer(torch.ones(1, 3, 2, 2), labels, weight), Layer(torch.zeros(1, 3, 2, 2), labels + 5)
+    image, mixed, weights = mix(night, day, DacsDraws((1,)), MEAN, STD)
+    assert image[0, 0].tolist() == [[0, 1], [1, 0]] and mixed.tolist() == [[[5, 1], [1, 5]]]
+    torch.testing.assert_close(weights, torch.tensor([[[1.0, 0.2], [0.3, 1.0]]]))
+
+
 def test_probabilities_and_ranges_of_the_draws():
     labels = torch.zeros(2, 4, 4, dtype=torch.long)
     draws = [draw_dacs(np.random.default_rng(seed), labels, IDS) for seed in range(1000)]
@@ -87,7 +113,8 @@ def test_pasted_pixels_come_from_the_source_with_weight_one():
     source, target = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
     labels = torch.randint(0, 4, (2, 8, 8))
     pseudo = pseudo_label(torch.randn(2, 4, 8, 8), 0.5, (1, 1))
-    image, mixed, weight = mix(source, labels, target, pseudo, DacsDraws((1, 3)), MEAN, STD)
+    under = Layer(target, pseudo.labels, pseudo.weight)
+    image, mixed, weight = mix(Layer(source, labels), under, DacsDraws((1, 3)), MEAN, STD)
     for b in range(2):
         for y in range(8):
             for x in range(8):
@@ -144,17 +171,18 @@ def test_blur_spreads_by_its_standard_deviation():
 def test_nothing_of_a_mix_is_in_half_precision():
     image, labels = torch.randn(2, 3, 32, 32), torch.zeros(2, 32, 32, dtype=torch.long)
     pseudo = pseudo_label(torch.randn(2, 4, 32, 32).bfloat16(), 0.5, (0, 0))
+    layers = Layer(image, labels), Layer(image, pseudo.labels, pseudo.weight)
     draws = DacsDraws((), jitter=(((3, 0, 2, 1), (1.1, 0.9, 1.2, 0.1)),) * 2, blur=(1.0, 0.5))
-    expected = mix(image, labels, image, pseudo, draws, MEAN, STD)[0]
+    expected = mix(*layers, draws, MEAN, STD)[0]
     with torch.autocast("cpu", torch.bfloat16):
-        mixed, _, weight = mix(image, labels, image, pseudo, draws, MEAN, STD)
+        mixed, _, weight = mix(*layers, draws, MEAN, STD)
     assert weight.dtype == pseudo.confidence.dtype == torch.float32
     assert torch.equal(mixed, expected)
 
 
 def share_of_a_batch(labels: torch.Tensor, logits: torch.Tensor) -> tuple[object, ...]:
     own = slice(rank() * len(labels) // world_size(), (rank() + 1) * len(labels) // world_size())
-    draws = [draw_dacs(np.random.default_rng(seed), labels[own], IDS) for seed in range(40)]
+    draws = [draw_dacs(np.random.default_rng(seed), labels[own], IDS, rare=seed > 19) for seed in range(40)]
     pseudo = pseudo_label(logits[own], 0.5, (1, 0))
     weights = [pseudo_label(logits[own], 0.5, (1, 0), weigh).weight for weigh in WEIGHTS]
     return draws, pseudo.share, torch.stack([pseudo.weight, *weights], 1), pseudo.labels

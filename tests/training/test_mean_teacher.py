@@ -49,6 +49,19 @@ def test_buffers_are_the_teachers_own():
         torch.testing.assert_close(value, before[name])
 
 
+def test_the_students_statistics_are_taken_over_with_each_update():
+    student = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    teacher = MeanTeacher(student, statistics="student")
+    for mode in (True, False):
+        assert not any(part.training for part in teacher.train(mode).model.modules())
+    student.train()(torch.randn(4, 3, 8, 8) + 5)
+    teacher.model(torch.randn(4, 3, 8, 8) - 7)  # moves nothing
+    teacher.update(student, 3)
+    assert student[1].running_mean.any() and student[1].num_batches_tracked == 1
+    for name, value in teacher.model.named_buffers():
+        assert torch.equal(value, student.get_buffer(name))
+
+
 @pytest.mark.parametrize("mode", [True, False])
 def test_no_dropout_in_either_mode_and_batch_norm_on_the_batch(mode):
     teacher = MeanTeacher(model()).train(mode)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from icda.data.classes import CITYSCAPES
 from icda.interop import UNUSED, load_published
-from icda.training.dacs import DacsDraws, mix
+from icda.training.dacs import DacsDraws, Layer, mix
 from icda.training.optimizer import build_optimizer
 from icda.training.step import Batch, Draws, TrainStep
 
@@ -82,7 +82,8 @@ def record_step(method: TrainStep, optimizer: torch.optim.Optimizer, step: int) 
     def recording_pseudo_labels(batch, draws):
         pseudo, target = pseudo_labels(batch, draws)
         mean, std = method.student.mean, method.student.std
-        record["mix"] = mix(batch.source, batch.source_label, target, pseudo, draws.dacs, mean, std)
+        layers = Layer(batch.source, batch.source_label), Layer(target, pseudo.labels, pseudo.weight)
+        record["mix"] = mix(*layers, draws.dacs, mean, std)
         return pseudo, target
 
     method.backward, method.pseudo_labels = recording_backward, recording_pseudo_labels

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from icda.training.batch import Batch
-from icda.training.dacs import draw_dacs
+from icda.training.dacs import DacsDraws, draw_dacs, mix
 from icda.training.masking import draw_hidden
 from icda.training.step import TrainStep
 
@@ -46,6 +46,9 @@ def in_double(samples: Batch) -> Batch:
     ("changes", "trains"),
     [
         ({"masked": 1.0, "pseudo_label_threshold": 0.05, "reference": 1e-30}, {"encoder", "head"}),
+        ({"mix_reverse": 1.0, "pseudo_label_threshold": 0.05, "reference": 1e-30}, {"encoder", "head"}),
+        ({"pca_space": "features", "pca_source": 1.0}, {"dar"}),
+        ({"pca_space": "features", "pca_target": 1.0}, {"dar"}),
         ({"coupling_trains": "all", "reference": 1.0}, ALL),
         ({"coupling_trains": "all", "pca_source": 1.0}, ALL),
         ({"coupling_trains": "all", "pca_target": 1.0}, ALL),
@@ -56,7 +59,7 @@ def test_what_switched_terms_train(loss_config, changes, trains):
     method, samples = small_step(loss), batch(loss)
     if method.pca is not None:
         method.pca.prototypes.normal_()
-    take(method, samples, 5, replace(DRAWS, hidden=hiding(samples)))
+    take(method, samples, 5, replace(DRAWS, hidden=hiding(samples), reverse=DacsDraws((0, 4, 9))))
     assert trained_parts(method) == trains
 
 
@@ -175,10 +178,11 @@ def test_the_source_pair_is_pulled_to_its_own_classes_or_the_true_ones(loss_conf
     loss = loss_config(**{**OFF, "pca_source": 1.0, "pca_target": 1.0}, pca_labels=pca_labels, pca_balanced=True)
     method, samples, seen = small_step(loss), batch(loss), []
     assert method.pca.balanced
-    method.pca.register_forward_pre_hook(lambda _, args: seen.append(args[1] if len(args) > 1 else None))
+    method.pca.register_forward_pre_hook(lambda _, args: seen.append(args))
     take(method, samples, 0, DRAWS)
-    assert seen[0] is (samples.enhanced_label if pca_labels == "given" else None)
-    assert len(seen) == 2 and seen[1] is None  # the target has no labels
+    (source, labels), (target, of_target) = seen
+    assert torch.equal(labels, samples.enhanced_label if pca_labels == "given" else source.argmax(1))
+    assert torch.equal(of_target, target.argmax(1))  # the target has no labels
 
 
 def test_statistics_of_the_night_are_those_of_night_images_alone(loss_config):
@@ -214,8 +218,7 @@ def test_what_is_pasted_comes_from_the_plain_source_or_its_twin(loss_config, mon
     method, samples = small_step(loss), batch(loss)
     assert loss.needs_enhanced == (mix_source == "enhanced")
     seen = []
-    segment = method.l_mix
-    monkeypatch.setattr(method, "l_mix", lambda *mixed: seen.append(mixed) or segment(*mixed))
+    monkeypatch.setattr("icda.training.step.mix", lambda *args: seen.append(mix(*args)) or seen[0])
     take(method, samples, 5, DRAWS)
     (image, labels, weight), ids = seen[0], DRAWS.dacs.classes
     source, label = (
@@ -238,3 +241,84 @@ def test_a_twin_that_is_only_pasted_is_not_encoded(loss_config, monkeypatch):
     monkeypatch.setattr(method.student.encoder, "forward", lambda image: seen.append(image) or encode(image))
     take(method, samples, 5, DRAWS)
     assert len(seen) == 2 and seen[0] is samples.source  # and the mix
+
+
+def test_the_reverse_mix_pastes_pseudo_labelled_classes_of_the_target_over_the_plain_source(loss_config, monkeypatch):
+    loss = loss_config(
+        **{**OFF, "source": 1.0, "mix_reverse": 1.0}, mix_source="enhanced", pseudo_label_weight="probability"
+    )
+    method, seen = opinionated(without_chance(small_step(loss))), []
+    samples = batch(loss)
+    assert samples.enhanced is None
+    monkeypatch.setattr("icda.training.step.mix", lambda *args: seen.append(mix(*args)) or seen[0])
+    ids = tuple(range(0, 19, 2))
+    terms = take(method, samples, 0, replace(DRAWS, reverse=DacsDraws(ids)))
+    assert set(terms) == {"source", "mix_reverse", *SHARES}
+
+    confidence, labels = method.teacher_logits(samples.target, samples.reference).softmax(1).max(1)
+    confidence[:, :2], confidence[:, -2:] = 0, 0  # the border
+    pasted = torch.isin(labels, torch.tensor(ids))
+    assert pasted.any() and not pasted.all()
+    image = torch.where(pasted[:, None], samples.target, samples.source)
+    expected = image, torch.where(pasted, labels, samples.source_label), torch.where(pasted, confidence, 1.0)
+    for ours, theirs in zip(seen[0], expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    with torch.no_grad():
+        logits = method.student.upsample(method.student.head(method.student.encoder(image)), image.shape[2:])
+    cost = F.cross_entropy(logits, expected[1], ignore_index=255, reduction="none") * expected[2]
+    torch.testing.assert_close(terms["mix_reverse"], cost.mean())
+
+
+def test_the_reverse_mix_is_drawn_after_all_else_from_half_of_the_classes(loss_config):
+    plain, reverse = loss_config(), loss_config(mix_reverse=1.0)
+    samples = batch(reverse)
+    without, found = (
+        [small_step(loss).draw(np.random.default_rng(seed), samples) for seed in range(50)]
+        for loss in (plain, reverse)
+    )
+    assert [replace(d, reverse=None) for d in found] == without
+    assert all(len(set(d.reverse.classes)) == 10 for d in found)
+    assert {i for d in found for i in d.reverse.classes} == set(range(19))  # the ignored id is no pseudo label
+
+
+@pytest.mark.parametrize("pca_labels", ["own", "given"])
+def test_features_are_aligned_to_prototypes_of_features(loss_config, pca_labels):
+    loss = loss_config(**{**OFF, "source": 1.0, "pca_source": 1.0}, pca_space="features", pca_labels=pca_labels)
+    method, samples, seen = without_chance(small_step(loss)), batch(loss), []
+    assert method.pca.prototypes.shape == (19, 16)  # channels of the head
+    student, head = method.student, copy.deepcopy(method.student.head)
+    student.dar.register_forward_hook(lambda *args: seen.append(args[2]))
+    terms = take(method, samples, 0, DRAWS)
+    with torch.no_grad():
+        logits, features = head([m.detach() for m in seen[0]], with_features=True)
+        torch.testing.assert_close(logits, head.classifier(features))
+        own = F.interpolate(logits, samples.source.shape[2:], mode="bilinear").argmax(1)
+    labels = samples.enhanced_label
+    near = [F.interpolate(x[:, None].float(), features.shape[2:])[:, 0].long() for x in (labels, own)]
+    assert near[0].shape == (2, 16, 24)
+    for c in near[0].unique().tolist():
+        if c != 255:
+            mean = features.permute(0, 2, 3, 1)[near[0] == c].mean(0)
+            torch.testing.assert_close(method.pca.prototypes[c], 0.9 * mean, rtol=1e-4, atol=1e-5)
+    cosine = torch.einsum("bdhw,cd->bchw", F.normalize(features, dim=1), F.normalize(method.pca.prototypes, dim=1))
+    pulled_to = near[0] if pca_labels == "given" else near[1]
+    cost = F.cross_entropy(cosine / 50, pulled_to, ignore_index=255, reduction="none").mean()
+    torch.testing.assert_close(terms["pca_source"], cost)
+
+
+def test_a_teacher_with_the_students_statistics_segments_as_the_student_does(loss_config):
+    loss = loss_config(teacher_statistics="student")
+    method, samples = small_step(loss), batch(loss)
+    for step in range(2):
+        take(method, samples, step, DRAWS)
+    method.teacher.update(method.student, 0)  # a copy
+    method.student.eval()
+    with torch.no_grad():
+        expected = method.student.upsample(
+            method.student.head(method.student.encoder(samples.target)), samples.target.shape[2:]
+        )
+    alone = method.teacher_logits(samples.target, None)
+    torch.testing.assert_close(alone, expected)
+    assert not any(m.training for m in method.teacher.modules() if m is not method.teacher)
+    moved = method.student.head.bottleneck[1].running_mean
+    assert moved.any() and torch.equal(method.teacher.model.head.bottleneck[1].running_mean, moved)
