@@ -130,11 +130,14 @@ def _mean_and_spread(shares: Iterable[float | None]) -> tuple[float | None, floa
 
 
 def _cell(shares: Iterable[float | None], signed: bool = False) -> str:
+    """Mean and spread in percent and, where some runs lack the figure, of how many they are."""
+    shares = list(shares)
     mean, spread = _mean_and_spread(shares)
     if mean is None:
         return "-"
     text = f"{mean:+.1f}" if signed else f"{mean:.1f}"
-    return text if spread is None else f"{text} ± {spread:.1f}"
+    have = len(shares) - shares.count(None)
+    return text + ("" if spread is None else f" ± {spread:.1f}") + ("" if have == len(shares) else f" ({have})")
 
 
 @dataclass(frozen=True)
@@ -228,6 +231,7 @@ def markdown(
     (mean) in percent, minutes (mean); rows of ablations by name, others by rising mean. Above it what all runs share;
     rows name what differs, or, where nothing does, the chosen files. Where runs have an ablation or experiment, its
     name comes first, and what it explains is not told. Every set of ``score_last`` has a column of its last mIoU.
+    Where some of a row's runs lack a figure, the number of those that have it follows in brackets.
 
     Args:
         runs: From ``collect``.

@@ -33,8 +33,8 @@ def main() -> None:
         metavar="SET",
         nargs="?",
         const="",
-        help="add the difference to the row above over the seeds that both rows have, of the mIoU on SET: val or one "
-        "of score_last, the first of which is taken where SET is left out",
+        help="add the difference to the row above over the seeds that both rows have, of the mIoU on SET: val, "
+        "which is taken where SET is left out, or one of score_last",
     )
     parser.add_argument("--against", metavar="NAME", help="compare with the ablation or experiment NAME instead")
     arguments = parser.parse_args()

@@ -87,6 +87,16 @@ def test_runs_with_and_without_names_and_held_out_sets(tmp_path):
     assert [line.split(" | ")[-2] for line in body] == ["22.0 ± 2.8", "34.0 ± 14.2", "30.0", "-", "-"]
 
 
+def test_a_mean_over_some_of_the_runs_says_over_how_many(tmp_path):
+    ablation(tmp_path)
+    named = {"experiment": "x_ablation", "ablation": "02_cem"}
+    run(tmp_path / "without", "icda", 3, 0.23, iou={"road": 0.5}, named=named, schedule_lr=RATES["02_cem"])
+    dacs, cem, _ = rows(markdown(collect([tmp_path]), per_class=True))
+    assert dacs.split(" | ")[4:6] == ["22.0 ± 2.8", "1.5"]
+    assert cem.split(" | ")[1:6] == ["4", "21.5 ± 1.3", "22.5", "34.0 ± 14.2 (3)", "1.5"]
+    assert cem.endswith("| 50.0 (1) | 44.0 ± 14.2 (3) |")
+
+
 def test_a_setting_that_a_name_does_not_tell_is_told(tmp_path):
     ablation(tmp_path)
     named = {"experiment": "x_ablation", "ablation": "10_full"}

@@ -279,7 +279,7 @@ def test_per_class_and_each_run(tmp_path):
     found = collect([tmp_path])
     head, _, row = markdown(found, per_class=True).splitlines()[-3:]
     assert head.endswith("| minutes | road | sky | bus |")
-    assert row.endswith("| 1.5 | 30.0 ± 14.1 | 50.0 | - |")  # deviations 10: sqrt(200)
+    assert row.endswith("| 1.5 | 30.0 ± 14.1 | 50.0 (1) | - |")  # deviations 10: sqrt(200)
     head, _, *each = markdown(found, each=True).splitlines()[-4:]
     assert head == "| setting | seed | mIoU | best | minutes | folder |"
     assert [re.findall(r"\| (\d) \|.*\| (\S+) \|$", line)[0] for line in each] == [
