@@ -90,6 +90,18 @@ def steps_on_ranks(
             },
             False,
         ),
+        (
+            "test_efficientnet",
+            {
+                "statistics": "night",
+                "mix_reverse": 1.0,
+                "mix_classes": "rare",
+                "mix_source": "enhanced",
+                "pca_space": "features",
+                "pseudo_label_weight": "probability",
+            },
+            False,
+        ),
     ],
 )
 def test_two_processes_take_the_steps_of_one_with_the_joined_batch(
@@ -107,6 +119,6 @@ def test_two_processes_take_the_steps_of_one_with_the_joined_batch(
         for _, ours in parts:
             torch.testing.assert_close(ours[name], value, **exact, msg=lambda m, name=name: f"{name}: {m}")
     shares = [terms["pseudo_label_share"] for terms in record if "pseudo_label_share" in terms]
-    assert all(0 < share < 1 for share in shares)
+    assert all(0 < share < 1 for share in shares), shares
     assert all(terms["feature_distance"] > 0 for terms in record)
     assert state["student.encoder.unread"].eq(1).all()  # no weight decay
