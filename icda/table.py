@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,72 +12,13 @@ from typing import IO, Any
 
 from icda.errors import UserError
 from icda.finished_runs import GROUPS, FinishedRun, collect
+from icda.table_names import layout, row_names, words
 
 VAL = "val"
 """What the validation set is called beside the sets of ``score_last``."""
 
 Row = list[FinishedRun]
 """The runs of a setting, by seed."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Which settings a table names.
-
-    Attributes:
-        common: What all runs share and the command line or a group says.
-        differing: Names of groups and settings that differ between runs, other than by their experiment or ablation.
-        title: Head of the column that names experiments or ablations; None where no run has one.
-    """
-
-    common: Mapping[str, str]
-    differing: tuple[str, ...]
-    title: str | None = None
-
-
-def layout(runs: Sequence[FinishedRun]) -> Layout:
-    """What tells runs apart, and what of interest they share.
-
-    A setting is named if a command line gave it, or if it differs between runs that chose the same file of its group;
-    what a choice of a file explains is not, and neither is what the choice of an experiment or ablation does.
-    """
-    groups = [name for name in GROUPS if any(name in run.all for run in runs)]
-    names = dict.fromkeys(name for run in runs for name in run.settings)
-    named = [name for name in names if _given_by_any(name, runs) or _unexplained(name, runs)]
-    values = {name: {run.all.get(name) for run in runs} for name in (*groups, *named)}
-    titles = [kind for kind in ("ablation", "experiment") if any(getattr(run, kind) for run in runs)]
-    return Layout(
-        {name: value for name, (value, *more) in values.items() if not more and value is not None},
-        tuple(name for name, found in values.items() if len(found) > 1 and not _told_by_label(name, runs)),
-        titles[0] if titles else None,
-    )
-
-
-def _given_by_any(name: str, runs: Sequence[FinishedRun]) -> bool:
-    """Whether a command line says a setting's value; that of the number of processes is torchrun's."""
-    return any(name in run.given or (name == "world_size" and run.settings[name] != "1") for run in runs)
-
-
-def _unexplained(name: str, runs: Sequence[FinishedRun]) -> bool:
-    """Whether a setting differs between runs of one choice; where one's choice is not known, between any."""
-    pairs = {(run.groups.get(name.partition(".")[0]), run.settings.get(name)) for run in runs}
-    choices, values = ({pair[i] for pair in pairs} for i in (0, 1))
-    return len(values) > 1 if None in choices else len(pairs) > len(choices)
-
-
-def _told_by_label(name: str, runs: Sequence[FinishedRun]) -> bool:
-    """Whether all runs have an experiment or ablation, and those of one agree on a group or setting."""
-    labels = {(run.experiment, run.ablation) for run in runs}
-    told = {(run.experiment, run.ablation, run.all.get(name)) for run in runs}
-    return (None, None) not in labels and len(told) == len(labels)
-
-
-def _label(run: FinishedRun, runs: Sequence[FinishedRun]) -> str | None:
-    """The ablation's or experiment's name; the ablation's with its experiment where there are several of these."""
-    if run.ablation is None:
-        return run.experiment
-    several = len({other.experiment for other in runs if other.ablation is not None}) > 1
-    return f"{run.experiment}/{run.ablation}" if several else run.ablation
 
 
 def _rows(runs: Sequence[FinishedRun]) -> list[Row]:
@@ -146,11 +86,12 @@ class Pairing:
 
     Attributes:
         name: Set whose mIoU is compared: ``val``, or one of ``score_last``.
-        to: Name of the ablation or experiment that every row is compared with; None for the row above.
+        to: Name of the ablation or experiment that every row is compared with, or the folder that holds its runs;
+            None for the row above.
     """
 
     name: str
-    to: str | None = None
+    to: str | Path | None = None
 
     @property
     def title(self) -> str:
@@ -166,26 +107,33 @@ class Pairing:
             rows: All rows, in the table's order.
             place: Which.
         """
-        row, other = rows[place], self._other(rows, place)
+        row, other = rows[place], self.other(rows, place)
         if other is None or not self.same_set(row, other):
             return {}
         before = {run.seed: _miou(run, self.name) for run in other}
         pairs = {run.seed: (_miou(run, self.name), before.get(run.seed)) for run in row}
         return {seed: one - two for seed, (one, two) in pairs.items() if one is not None and two is not None}
 
-    def _other(self, rows: Sequence[Row], place: int) -> Row | None:
+    def other(self, rows: Sequence[Row], place: int) -> Row | None:
+        """The row that one is compared with; None where there is none, or, of those with a name, none of this set."""
         if self.to is None:
             return rows[place - 1] if place else None
         found = [row for row in rows if self.is_named(row) and self.same_set(row, rows[place])]
         return found[0] if found and found[0] is not rows[place] else None
 
     def is_named(self, row: Row) -> bool:
-        """Whether a row is of the ablation or experiment ``to``."""
+        """Whether a row is of the ablation or experiment ``to``, or has a run in the folder ``to``."""
+        if isinstance(self.to, Path):
+            return any(_is_in(run, self.to) for run in row)
         return self.to == (row[0].ablation or row[0].experiment)
 
     def same_set(self, row: Row, other: Row) -> bool:
         """Whether two rows were scored on the same images."""
         return _set_of(row[0], self.name) == _set_of(other[0], self.name)
+
+
+def _is_in(run: FinishedRun, folder: Path) -> bool:
+    return run.folder.resolve().is_relative_to(folder.resolve())
 
 
 def _set_of(run: FinishedRun, name: str) -> dict[str, str]:
@@ -203,24 +151,26 @@ def pairing(runs: Sequence[FinishedRun], name: str | None = None, to: str | None
     Args:
         runs: From ``collect``.
         name: The set; None for ``val``, by which settings may be chosen.
-        to: See ``Pairing``.
+        to: A folder that holds some of the runs, or a name; see ``Pairing``.
 
     Raises:
-        UserError: If no run has such a set, ablation or experiment, or several rows have that name.
+        UserError: If no run has such a set, ablation, experiment or folder, or several rows do.
     """
     sets = [VAL, *_held_out(runs)]
     if name is not None and name not in sets:
         raise UserError(f"no run has scores of a set {name}; choose one of {', '.join(sets)}")
-    found, rows = Pairing(name or VAL, to), _rows(runs)
     if to is None:
-        return found
-    named = [row for row in rows if found.is_named(row)]
+        return Pairing(name or VAL)
+    in_folder = any(_is_in(run, Path(to)) for run in runs)
+    found = Pairing(name or VAL, Path(to) if in_folder else to)
+    named = [row for row in _rows(runs) if found.is_named(row)]
     if not named:
         known = sorted({run.ablation or run.experiment for run in runs if run.ablation or run.experiment})
-        choice = f"choose one of {', '.join(known)}" if known else "none has a name"
-        raise UserError(f"no run is of {to}; {choice}")
+        choice = f"choose one of {', '.join(known)}, or a folder" if known else "choose a folder of some"
+        raise UserError(f"no run is of or in {to}; {choice}")
     if any(found.same_set(one, other) for one, other in itertools.combinations(named, 2)):
-        raise UserError(f"several rows are called {to}, with different settings; give the folders of one")
+        what = f"lie in {to}" if in_folder else f"are called {to}"
+        raise UserError(f"several rows {what}, with different settings; name the folder of one")
     return found
 
 
@@ -238,20 +188,22 @@ def markdown(
         per_class: Whether there is a column for each class's last IoU, on every set.
         each: Whether every run has a row of its own, with its seed and folder.
         paired: Adds the difference to another row, over the seeds that both have: mean ± standard deviation and, in
-            brackets, their number; None adds none.
+            brackets, their number; None adds none. Rows that are compared with a named one, or that of a folder, say
+            of their setting what differs from that.
     """
     plan, rows = layout(runs), _rows(runs)
-    lines = [f"All runs: {_words(plan.common, plan.common)}", ""] if plan.common else []
+    lines = [f"All runs: {words(plan.common, plan.common)}", ""] if plan.common else []
     head: list[str] = []
     records = []
     for place, whole in enumerate(rows):
         gaps = {} if paired is None else paired.differences(rows, place)
+        base = None if paired is None or paired.to is None else paired.other(rows, place)
         for row in [[run] for run in whole] if each else [whole]:
             found = [gaps[run.seed] for run in row if run.seed in gaps]
             count = "" if each else f" ({len(found)})"
             difference = _cell(found, signed=True) + (count if found else "")
             cells = [
-                *_names(row[0], runs, plan).items(),
+                *row_names(row[0], runs, plan, base[0] if base else None).items(),
                 ("seed" if each else "n", str(row[0].seed if each else len(row))),
                 ("mIoU", _cell(run.miou for run in row)),
                 ("best", f"{statistics.mean(100 * run.best_miou for run in row):.1f}"),
@@ -267,16 +219,6 @@ def markdown(
     return "\n".join([*lines, *map(_line, records)])
 
 
-def _names(run: FinishedRun, runs: Sequence[FinishedRun], plan: Layout) -> dict[str, str]:
-    """A row's first cells: its ablation or experiment, and its setting, by the columns' heads."""
-    label = {} if plan.title is None else {plan.title: _label(run, runs) or "-"}
-    if not plan.differing and all(r.ablation or r.experiment for r in runs):
-        return label
-    words, names = _short_numbers(runs), plan.differing or [name for name in GROUPS if name in plan.common]
-    setting = _words(names, {name: words.get((name, value), value) for name, value in run.all.items()})
-    return {**label, "setting": setting or "all"}
-
-
 def _class_iou(row: Row, runs: Sequence[FinishedRun]) -> dict[str, list[float | None]]:
     """Last IoU of every class, of a row's runs, by ``CLASS`` and, for sets of ``score_last``, by ``SET: CLASS``."""
     classes = _classes(runs)
@@ -284,24 +226,6 @@ def _class_iou(row: Row, runs: Sequence[FinishedRun]) -> dict[str, list[float | 
     return own | {
         f"{name}: {of}": [_held_out_iou(run, name, of) for run in row] for name in _held_out(runs) for of in classes
     }
-
-
-def _short_numbers(runs: Sequence[FinishedRun]) -> dict[tuple[str, str], str]:
-    """Long numbers, as a search draws them, with four digits, where those still tell a setting's values apart."""
-    values: dict[str, set[str]] = {}
-    for run in runs:
-        for name, value in run.settings.items():
-            values.setdefault(name, set()).add(value)
-    short: dict[tuple[str, str], str] = {}
-    for name, found in values.items():
-        new = {v: f"{float(v):.4g}" if re.fullmatch(r"-?\d+\.\d{6,}(e-?\d+)?", v) else v for v in found}
-        if len(set(new.values())) == len(found):
-            short |= {(name, v): text for v, text in new.items()}
-    return short
-
-
-def _words(names: Iterable[str], values: Mapping[str, str]) -> str:
-    return " ".join(f"{name}={values[name]}" for name in names if name in values)
 
 
 def _line(cells: Iterable[str]) -> str:

@@ -36,7 +36,11 @@ def main() -> None:
         help="add the difference to the row above over the seeds that both rows have, of the mIoU on SET: val, "
         "which is taken where SET is left out, or one of score_last",
     )
-    parser.add_argument("--against", metavar="NAME", help="compare with the ablation or experiment NAME instead")
+    parser.add_argument(
+        "--against",
+        metavar="NAME",
+        help="compare with the ablation or experiment NAME instead, or with the runs in the folder NAME",
+    )
     arguments = parser.parse_args()
     runs = collect(arguments.folders)
     paired = None

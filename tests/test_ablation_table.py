@@ -108,10 +108,33 @@ def test_a_setting_that_a_name_does_not_tell_is_told(tmp_path):
         pairing(runs, "val", "10_full")
     for wrong, message in (
         ({"name": "test"}, "no run has scores of a set test; choose one of val, report"),
-        ({"to": "11_x"}, "no run is of 11_x; choose one of 01_dacs, 02_cem, 10_full"),
+        ({"to": "11_x"}, "no run is of or in 11_x; choose one of 01_dacs, 02_cem, 10_full, or a folder"),
+        ({"to": str(tmp_path)}, f"several rows lie in {tmp_path}, with different settings; name the folder of one"),
     ):
         with pytest.raises(UserError, match=f"^{message}$"):
             pairing(runs, **wrong)
+
+
+def test_differences_to_the_runs_of_a_folder(tmp_path, monkeypatch):
+    """Candidates have the name of the recipe that they differ from, so that it cannot be told by its name."""
+    ablation(tmp_path / "published")
+    ablation(tmp_path / "candidate", schedule_max_steps=900)
+    runs = collect([tmp_path])
+    with pytest.raises(UserError, match="several rows are called 02_cem"):
+        pairing(runs, "report", "02_cem")
+    monkeypatch.chdir(tmp_path)
+    for to in ("published/x_ablation/02_cem", str(tmp_path / "published/x_ablation/02_cem")):
+        head, _, *body = markdown(runs, paired=pairing(runs, "report", to)).splitlines()[-8:]
+        assert f"| report less {to} (n) |" in head
+        gaps = sorted((line.split(" | ")[0].strip("| "), line.split(" | ")[-2]) for line in body)
+        dacs, full = ("01_dacs", "-4.0 ± 1.4 (2)"), ("10_full", "+1.0 (1)")  # of 20 - 23 and 24 - 29; of 30 - 29
+        assert gaps == [dacs, dacs, ("02_cem", "+0.0 ± 0.0 (3)"), ("02_cem", "-"), full, full]
+        settings = {tuple(line.strip("| ").split(" | ")[:2]) for line in body}
+        assert settings == {
+            ("02_cem", "schedule.max_steps=800"),  # the row of the folder
+            *((name, what) for name in ("01_dacs", "10_full") for what in ("-", "schedule.max_steps=900")),
+            ("02_cem", "schedule.max_steps=900"),
+        }
 
 
 def test_csv_of_an_ablation(tmp_path):
